@@ -1,0 +1,47 @@
+//! Records of the event ring. There is no event per allocation: a stack is sent once, when it is first seen.
+
+use super::{MAX_FRAMES, layout};
+
+/// A stack seen for the first time: [`StackEvent`], cut after its last frame.
+pub const EVENT_STACK: u32 = 1;
+/// The process has executed a new program: [`EventHeader`] alone, `value` is the time in ns.
+pub const EVENT_EXEC: u32 = 2;
+/// The unwinder met a program counter in no known mapping: [`EventHeader`] alone, `value` is that pc.
+pub const EVENT_REFRESH: u32 = 3;
+
+/// Begins every record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventHeader {
+    /// One of the `EVENT_` constants.
+    pub kind: u32,
+    /// Process id.
+    pub tgid: u32,
+    /// Depends on the kind.
+    pub value: u64,
+}
+layout!(EventHeader, 16, [kind: u32, tgid: u32, value: u64]);
+
+/// An interned stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct StackEvent {
+    /// `value` is the stack hash.
+    pub header: EventHeader,
+    /// Index into the site counters.
+    pub site: u32,
+    /// Address-space epoch in which the frames are valid.
+    pub epoch: u32,
+    /// Frames that follow.
+    pub frame_count: u32,
+    /// [`super::StackEnd`] code.
+    pub end: u32,
+    /// Program counters, innermost first: return addresses, except after a signal frame.
+    pub frames: [u64; MAX_FRAMES],
+}
+layout!(StackEvent, 32 + 8 * MAX_FRAMES, [header: EventHeader, site: u32, epoch: u32, frame_count: u32, end: u32, frames: [u64; MAX_FRAMES]]);
+
+impl StackEvent {
+    /// Bytes before the first frame.
+    pub const HEAD_BYTES: usize = 32;
+}

@@ -1,0 +1,51 @@
+//! The kernel/user ABI: one definition of every layout, used by both sides.
+//!
+//! Rules: `repr(C)`, fixed-width integers and arrays of them only, explicit padding, sizes asserted at
+//! compile time, enumerations travel as integers with explicit values, ids are append-only.
+
+mod call;
+mod end;
+mod event;
+mod loss;
+mod mapping;
+mod setting;
+mod site;
+
+pub use call::{CallInFlight, LiveBlock, LiveKey};
+pub use end::StackEnd;
+pub use event::{EVENT_EXEC, EVENT_REFRESH, EVENT_STACK, EventHeader, StackEvent};
+pub use loss::{Loss, Tally};
+pub use mapping::{
+    CHUNK_MAPPINGS, ESCAPE_BASE_FRAME_POINTER, ESCAPE_BASE_STACK_POINTER, ESCAPE_DEREFERENCE,
+    ESCAPE_FP_AT_CFA, ESCAPE_FP_AT_FP, ESCAPE_FP_SAME, EscapeRule, MAPPING_FILE, MAPPING_FRAME_POINTER,
+    MAPPING_NO_TABLE, MAPPING_RETURN_PROBE, MAPPING_TRAMPOLINE, Mapping, MappingChunk, PAGE_BYTES,
+    PAGE_SHIFT, PAGES_PER_CHUNK, PROCESS_CHUNKS, PageChunk, Process, ROWS_PER_CHUNK, RULE_CACHE_CHUNKS,
+    RULE_CACHE_ENTRIES, RowChunk, RuleCacheChunk, RuleCacheEntry,
+};
+pub use setting::Settings;
+pub use site::{SITE_LOST, SiteCounters, SiteKey};
+
+/// Version of this ABI. The BPF object carries it as `OFFHEAP_ABI`, and the loader compares.
+pub const ABI_VERSION: u32 = 1;
+
+/// Frames kept of one stack, innermost first. Deeper stacks end as [`StackEnd::Truncated`].
+pub const MAX_FRAMES: usize = 256;
+
+/// Scratch slots per CPU. Uprobe programs are preemptible since kernel 6.0, so several can be at
+/// work on one CPU at the same time.
+pub const SLOTS_PER_CPU: u32 = 8;
+
+/// Bytes of user stack fetched by one read while unwinding.
+pub const WINDOW_BYTES: usize = 512;
+
+/// Asserts the size of an ABI type and that it has no implicit padding.
+macro_rules! layout {
+    ($type:ty, $size:expr, [$($field:ident : $field_type:ty),+ $(,)?]) => {
+        const _: () = {
+            assert!(core::mem::size_of::<$type>() == $size);
+            assert!(0 $(+ core::mem::size_of::<$field_type>())+ == $size);
+            $(let _ = core::mem::offset_of!($type, $field);)+
+        };
+    };
+}
+pub(crate) use layout;

@@ -1,0 +1,1 @@
+//! Finds the target's allocators and decides where each probe goes.

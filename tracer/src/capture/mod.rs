@@ -1,0 +1,1 @@
+//! The capture file: SQLite, one file, readable while and after recording.

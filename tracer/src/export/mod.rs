@@ -1,0 +1,1 @@
+//! Other tools' formats: folded stacks, flame graph.

@@ -1,0 +1,25 @@
+//! offheap: finds native and off-heap memory leaks in a running process, from outside, with eBPF.
+//!
+//! The modules in the order of the data's way; each imports from those before it only:
+//!
+//! ```text
+//! model → attach → unwind → symbolize → capture → record → profile → report, export → cli → cmd
+//! ```
+
+pub mod model;
+
+pub mod attach;
+pub mod unwind;
+
+pub mod symbolize;
+
+pub mod capture;
+pub mod record;
+
+pub mod profile;
+
+pub mod export;
+pub mod report;
+
+pub mod cli;
+pub mod cmd;

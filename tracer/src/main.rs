@@ -1,0 +1,3 @@
+//! The `offheap` program.
+
+fn main() {}

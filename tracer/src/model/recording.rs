@@ -1,0 +1,119 @@
+//! What a recording consists of besides stacks.
+
+use tracer_common::abi::SiteCounters;
+pub use tracer_common::abi::StackEnd;
+
+/// How memory was observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lens {
+    /// Allocator calls.
+    Malloc,
+}
+
+impl Lens {
+    /// Every lens.
+    pub const ALL: [Self; 1] = [Self::Malloc];
+
+    /// The name used in reports and captures.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malloc => "malloc",
+        }
+    }
+
+    /// The lens with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|lens| lens.name() == name)
+    }
+}
+
+/// Counters of one site at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SiteSample {
+    /// Since the start of the recording.
+    pub elapsed_ns: u64,
+    /// Site.
+    pub site: u32,
+    /// Totals since the start of the recording.
+    pub counters: SiteCounters,
+}
+
+/// Memory of the process at one moment, from `/proc/PID/status`. A field that could not be read is `None`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RssSample {
+    /// Since the start of the recording.
+    pub elapsed_ns: u64,
+    /// VmRSS.
+    pub rss_bytes: u64,
+    /// RssAnon.
+    pub anonymous_bytes: Option<u64>,
+    /// RssFile.
+    pub file_bytes: Option<u64>,
+    /// RssShmem.
+    pub shared_bytes: Option<u64>,
+    /// VmSwap.
+    pub swap_bytes: Option<u64>,
+}
+
+/// Blocks of one site that were live at the end of the recording, by age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveAge {
+    /// Site.
+    pub site: u32,
+    /// Time of birth since the start of the recording, rounded down to [`LiveAge::RESOLUTION_NS`].
+    pub born_ns: u64,
+    /// Blocks.
+    pub count: u64,
+    /// Bytes requested.
+    pub bytes: u64,
+}
+
+impl LiveAge {
+    /// Width of a birth bucket.
+    pub const RESOLUTION_NS: u64 = 100_000_000;
+}
+
+/// One line of the loss ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LossTally {
+    /// Stable name, for instance `live-map-full`.
+    pub reason: String,
+    /// Events.
+    pub count: u64,
+    /// Bytes, where the reason has bytes.
+    pub bytes: u64,
+    /// Whether a count above zero makes the result incomplete.
+    pub is_incomplete: bool,
+    /// What it means, in one sentence.
+    pub meaning: String,
+}
+
+/// Why a recording ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// The requested duration passed.
+    Duration,
+    /// The user stopped it.
+    Interrupted,
+    /// The target exited.
+    TargetExited,
+}
+
+impl EndReason {
+    /// Every reason.
+    pub const ALL: [Self; 3] = [Self::Duration, Self::Interrupted, Self::TargetExited];
+
+    /// The name used in captures.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Duration => "duration",
+            Self::Interrupted => "interrupted",
+            Self::TargetExited => "target-exited",
+        }
+    }
+
+    /// The reason with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+}

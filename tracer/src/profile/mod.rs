@@ -1,0 +1,1 @@
+//! Pure folds over a capture: sites, growth, completeness.

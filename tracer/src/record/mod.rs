@@ -1,0 +1,1 @@
+//! Runs a recording: loads the programs, attaches, reads back, ends.
