@@ -7,17 +7,23 @@ pub const OVERFLOW: u64 = u64::MAX;
 
 /// Bytes requested by a call with a count and a size, [`OVERFLOW`] where they do not fit.
 ///
-/// 64-bit arithmetic only: the BPF target has no 128-bit multiplication.
+/// By 32-bit halves: the BPF target has no 128-bit multiplication, and LLVM makes one of every check
+/// that compares with a quotient.
 #[inline(always)]
 pub const fn array_bytes(count: u64, size: u64) -> u64 {
-    // Below 2^32 both, the common case, the product always fits.
-    if (count | size) >> 32 == 0 {
-        return count * size;
-    }
-    if size != 0 && count > u64::MAX / size {
+    let (count_high, count_low) = (count >> 32, count & 0xffff_ffff);
+    let (size_high, size_low) = (size >> 32, size & 0xffff_ffff);
+    if count_high != 0 && size_high != 0 {
         return OVERFLOW;
     }
-    count.wrapping_mul(size)
+    // At most one of the two products is not zero.
+    let cross = count_high * size_low + count_low * size_high;
+    if cross >> 32 != 0 {
+        return OVERFLOW;
+    }
+    let low = count_low * size_low;
+    let product = low.wrapping_add(cross << 32);
+    if product < low { OVERFLOW } else { product }
 }
 
 /// Whether the call in flight at `outer_sp` still stands when a call is entered at `entry_sp`.

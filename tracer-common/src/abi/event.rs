@@ -45,3 +45,27 @@ impl StackEvent {
     /// Bytes before the first frame.
     pub const HEAD_BYTES: usize = 32;
 }
+
+/// Pages of raw stack in a [`Validation`].
+pub const VALIDATION_PAGES: usize = 14;
+
+/// One sample of the validate mode.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Validation {
+    /// Registers in DWARF order, the instruction pointer as register 16.
+    pub registers: [u64; 17],
+    /// Process id.
+    pub tgid: u32,
+    /// Frames that follow.
+    pub frame_count: u32,
+    /// [`super::StackEnd`] code.
+    pub end: u32,
+    /// Bytes of stack that follow.
+    pub stack_bytes: u32,
+    /// What the kernel side has walked.
+    pub frames: [u64; MAX_FRAMES],
+    /// The stack, from the stack pointer up.
+    pub stack: [[u8; 4096]; VALIDATION_PAGES],
+}
+layout!(Validation, 17 * 8 + 16 + 8 * MAX_FRAMES + 4096 * VALIDATION_PAGES, [registers: [u64; 17], tgid: u32, frame_count: u32, end: u32, stack_bytes: u32, frames: [u64; MAX_FRAMES], stack: [[u8; 4096]; VALIDATION_PAGES]]);

@@ -112,14 +112,14 @@ pub const RULE_CACHE_ENTRIES: usize = 1024;
 /// Chunks of the rule cache.
 pub const RULE_CACHE_CHUNKS: u32 = 4;
 
-/// A cached lookup. Two programs may write one entry at the same time (they are preemptible), so an
-/// entry is valid only if `key` matches and `rule >> 32` repeats the low half of the key's hash.
+/// A cached lookup. Two programs may write one entry at the same time (they are preemptible), so the
+/// upper 16 bits of `key` repeat a check over the other word: a mixed entry is not believed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RuleCacheEntry {
-    /// pc in the low 48 bits, low 16 bits of the generation above.
+    /// pc in the low 48 bits, check above.
     pub key: u64,
-    /// Row in the low 32 bits, check above.
+    /// Row in the low 32 bits, generation above.
     pub rule: u64,
 }
 layout!(RuleCacheEntry, 16, [key: u64, rule: u64]);

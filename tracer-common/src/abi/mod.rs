@@ -13,7 +13,9 @@ mod site;
 
 pub use call::{CallInFlight, LiveBlock, LiveKey};
 pub use end::StackEnd;
-pub use event::{EVENT_EXEC, EVENT_REFRESH, EVENT_STACK, EventHeader, StackEvent};
+pub use event::{
+    EVENT_EXEC, EVENT_REFRESH, EVENT_STACK, EventHeader, StackEvent, VALIDATION_PAGES, Validation,
+};
 pub use loss::{Loss, Tally};
 pub use mapping::{
     CHUNK_MAPPINGS, ESCAPE_BASE_FRAME_POINTER, ESCAPE_BASE_STACK_POINTER, ESCAPE_DEREFERENCE,
@@ -38,9 +40,36 @@ pub const SLOTS_PER_CPU: u32 = 8;
 /// Bytes of user stack fetched by one read while unwinding.
 pub const WINDOW_BYTES: usize = 512;
 
-/// Asserts the size of an ABI type and that it has no implicit padding.
+/// Plain data: every bit pattern is a value, and there is no padding, so that it can be copied to and
+/// from bytes.
+///
+/// # Safety
+/// Only for `repr(C)` types without padding whose fields are plain.
+pub unsafe trait Plain: Copy + 'static {}
+
+// SAFETY: integers have no invalid bit patterns and no padding.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: arrays add no padding.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+
+/// Copies a value from the start of `bytes`; `None` if they are too few.
+pub fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < core::mem::size_of::<T>() {
+        return None;
+    }
+    // SAFETY: the length was checked, `T` is plain data, and the read needs no alignment.
+    Some(unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+/// Declares a type plain data, and asserts its size and that it has no implicit padding.
 macro_rules! layout {
     ($type:ty, $size:expr, [$($field:ident : $field_type:ty),+ $(,)?]) => {
+        // SAFETY: fields are plain by the rules above, and the assertion below excludes padding.
+        unsafe impl crate::abi::Plain for $type {}
         const _: () = {
             assert!(core::mem::size_of::<$type>() == $size);
             assert!(0 $(+ core::mem::size_of::<$field_type>())+ == $size);

@@ -1,0 +1,117 @@
+//! Booking: live blocks, site counters, losses.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::generated::bpf_ktime_get_ns,
+};
+use tracer_common::abi::{LiveBlock, LiveKey, Loss, SITE_LOST};
+
+use crate::{
+    atomic,
+    map::{EXECS, LIVE, SITES, TALLIES},
+};
+
+/// The kernel's EEXIST, negated.
+const EEXIST: i32 = -17;
+
+/// Counts a loss or an observation.
+#[inline(always)]
+pub fn tally(loss: Loss, bytes: u64) {
+    if let Some(tally) = TALLIES.get_ptr_mut(loss as u32) {
+        // SAFETY: a map value.
+        unsafe {
+            atomic::add(&raw mut (*tally).count, 1);
+            if bytes != 0 {
+                atomic::add(&raw mut (*tally).bytes, bytes);
+            }
+        }
+    }
+}
+
+/// Counts a loss of a stack and gives the site that stands for it.
+#[inline(always)]
+pub fn lost(loss: Loss, bytes: u64) -> u32 {
+    tally(loss, bytes);
+    SITE_LOST
+}
+
+/// Nanoseconds on `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: the helper has no arguments and cannot fail.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Books a new block. The order matters: what is not in the live map is not counted either, or it could
+/// never be counted as freed.
+#[inline(always)]
+pub fn allocation(key: LiveKey, block: LiveBlock) {
+    match LIVE.insert(key, block, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {}
+        Err(EEXIST) => {
+            // Rule 3: its release was missed. Copied before it is replaced.
+            if let Some(old) = LIVE.get_ptr(key) {
+                // SAFETY: a map value.
+                let old = unsafe { *old };
+                if !died_by_exec(key.tgid, old.born_ns) {
+                    tally(Loss::MissedRelease, old.size_bytes);
+                }
+                freed(&old);
+            }
+            if LIVE.insert(key, block, u64::from(BPF_ANY)).is_err() {
+                tally(Loss::LiveMapFull, block.size_bytes);
+                return;
+            }
+        }
+        Err(_) => {
+            tally(Loss::LiveMapFull, block.size_bytes);
+            return;
+        }
+    }
+    if let Some(site) = SITES.get_ptr_mut(block.site) {
+        // SAFETY: a map value.
+        unsafe {
+            atomic::add(&raw mut (*site).allocated_bytes, block.size_bytes);
+            atomic::add(&raw mut (*site).allocated_count, 1);
+        }
+    }
+}
+
+#[inline(always)]
+fn died_by_exec(tgid: u32, born_ns: u64) -> bool {
+    // SAFETY: a map value.
+    EXECS.get_ptr(tgid).is_some_and(|exec_ns| born_ns < unsafe { *exec_ns })
+}
+
+/// Takes a block out of the live map, without counting it as freed.
+#[inline(always)]
+pub fn take(key: LiveKey) -> Option<LiveBlock> {
+    let block = LIVE.get_ptr(key)?;
+    // SAFETY: a map value; copied before the entry is deleted, another CPU may reuse it at once.
+    let block = unsafe { *block };
+    // Whoever deletes the entry owns the block: two releases of one address cannot both count.
+    LIVE.remove(key).ok()?;
+    Some(block)
+}
+
+/// Counts a block as freed.
+#[inline(always)]
+pub fn freed(block: &LiveBlock) {
+    if let Some(site) = SITES.get_ptr_mut(block.site) {
+        // SAFETY: a map value.
+        unsafe {
+            atomic::add(&raw mut (*site).freed_bytes, block.size_bytes);
+            atomic::add(&raw mut (*site).freed_count, 1);
+        }
+    }
+}
+
+/// Puts a block back that had been set aside.
+#[inline(always)]
+pub fn restore(key: LiveKey, block: LiveBlock) {
+    if LIVE.insert(key, block, u64::from(BPF_ANY)).is_err() {
+        // It can no longer be seen to be freed; book it as freed, and say so.
+        tally(Loss::AsideRestoreFailed, block.size_bytes);
+        freed(&block);
+    }
+}

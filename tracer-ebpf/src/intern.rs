@@ -1,0 +1,94 @@
+//! Stack to site: each distinct stack is sent to user space once, and has a number from then on.
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ringbuf_output};
+use aya_log_ebpf::debug;
+use tracer_common::abi::{
+    EVENT_REFRESH, EVENT_STACK, EventHeader, Loss, MAX_FRAMES, SITE_LOST, SiteKey, StackEnd, StackEvent,
+};
+
+use crate::{
+    atomic, book,
+    map::{EVENTS, PROCESSES, SETTINGS, SITE_COUNT, SITE_KEYS},
+    scratch::{self, Slot},
+    task::{Registers, tgid_of},
+    walk,
+};
+use aya_ebpf::programs::RetProbeContext;
+
+/// Walks the current stack and gives its site, [`SITE_LOST`] with a counted reason where it has none.
+#[inline(always)]
+pub fn site_of_stack(ctx: &RetProbeContext, pid_tgid: u64, size_bytes: u64) -> u32 {
+    let Some(index) = scratch::claim(pid_tgid) else { return SITE_LOST };
+    let Some(slot) = crate::map::SLOTS.get_ptr_mut(index) else { return SITE_LOST };
+    let tgid = tgid_of(pid_tgid);
+    walk::walk(slot, index, tgid, Registers::new(ctx.regs));
+    // SAFETY: a map value that this program has claimed.
+    let state = unsafe { &mut *slot };
+    if state.event.end == StackEnd::NoMapping as u32 {
+        ask_for_refresh(ctx, tgid, state.pc);
+    }
+    let site = intern(state, tgid, size_bytes);
+    scratch::release(slot);
+    site
+}
+
+#[inline(always)]
+fn intern(state: &mut Slot, tgid: u32, size_bytes: u64) -> u32 {
+    let key = SiteKey { tgid, epoch: state.epoch, stack_hash: state.hash };
+    if let Some(site) = SITE_KEYS.get_ptr(key) {
+        // SAFETY: a map value; keys are never removed.
+        return unsafe { *site };
+    }
+    let Some(count) = SITE_COUNT.get_ptr_mut(0) else { return SITE_LOST };
+    let last = SETTINGS.load().max_sites - 1;
+    // SAFETY: a map value.
+    if unsafe { core::ptr::read_volatile(count) } >= last {
+        return book::lost(Loss::SiteMapFull, size_bytes);
+    }
+    // SAFETY: a map value.
+    let site = unsafe { atomic::fetch_add(count, 1) } + 1;
+    if site > last {
+        return book::lost(Loss::SiteMapFull, size_bytes);
+    }
+    state.event.header = EventHeader { kind: EVENT_STACK, tgid, value: state.hash };
+    state.event.site = site;
+    state.event.epoch = state.epoch;
+    let frames = state.event.frame_count as u64;
+    if frames > MAX_FRAMES as u64 {
+        return SITE_LOST;
+    }
+    let bytes = StackEvent::HEAD_BYTES as u64 + frames * 8;
+    // Sent before the key is published: whoever finds the key can rely on the stack being on its way.
+    // SAFETY: the source is a map value of at least that size.
+    if unsafe {
+        bpf_ringbuf_output((&raw const EVENTS).cast_mut().cast(), (&raw mut state.event).cast(), bytes, 0)
+    } != 0
+    {
+        return book::lost(Loss::StackRingFull, size_bytes);
+    }
+    match SITE_KEYS.insert(key, site, u64::from(BPF_NOEXIST)) {
+        Ok(()) => site,
+        Err(_) => match SITE_KEYS.get_ptr(key) {
+            Some(winner) => {
+                book::tally(Loss::InterningRace, 0);
+                // SAFETY: a map value.
+                unsafe { *winner }
+            }
+            None => book::lost(Loss::StackMapFull, size_bytes),
+        },
+    }
+}
+
+/// Asks user space, once per mapping set, to read the mappings again.
+#[inline(always)]
+fn ask_for_refresh(ctx: &RetProbeContext, tgid: u32, pc: u64) {
+    let Some(process) = PROCESSES.get_ptr_mut(tgid) else { return };
+    // SAFETY: a map value.
+    if !unsafe { atomic::claim32(&raw mut (*process).refresh, 0, 1) } {
+        return;
+    }
+    debug!(ctx, "unknown pc {:x} in process {}", pc, tgid);
+    if EVENTS.output::<EventHeader>(EventHeader { kind: EVENT_REFRESH, tgid, value: pc }, 0).is_err() {
+        book::tally(Loss::EventRingFull, 0);
+    }
+}

@@ -1,0 +1,84 @@
+//! All maps: key, value, who writes, who reads, and what happens when one is full.
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use tracer_common::abi::{
+    CallInFlight, EscapeRule, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, Process, RULE_CACHE_CHUNKS,
+    RowChunk, RuleCacheChunk, SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, Tally,
+};
+
+use crate::scratch::Slot;
+
+/// Written by the loader before load.
+#[unsafe(no_mangle)]
+pub static SETTINGS: Global<Settings> = Global::new(Settings::DEFAULT);
+
+/// `pid_tgid` → the outermost allocator call of the thread. Full: [`Loss::InFlightFull`].
+#[map]
+pub static CALLS: HashMap<u64, CallInFlight> = HashMap::with_max_entries(16_384, 0);
+
+/// Live blocks. Full: [`Loss::LiveMapFull`]. Not preallocated: a million entries would cost 100 MB at
+/// attach time, whether they are needed or not.
+#[map]
+pub static LIVE: HashMap<LiveKey, LiveBlock> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+
+/// Stack identity → site. Full: [`Loss::StackMapFull`].
+#[map]
+pub static SITE_KEYS: HashMap<SiteKey, u32> = HashMap::with_max_entries(65_536, 0);
+
+/// Counters by site; user space maps them and reads without a system call. Full: [`Loss::SiteMapFull`].
+#[map]
+pub static SITES: Array<SiteCounters> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
+
+/// Element 0: the number of sites handed out.
+#[map]
+pub static SITE_COUNT: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Losses and observations by [`Loss`] code.
+#[map]
+pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(Loss::COUNT, 0);
+
+/// New stacks and lifecycle events. Full: [`Loss::StackRingFull`], [`Loss::EventRingFull`].
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// Mapping sets by tgid; a process that is not in here is not traced. Replaced as a whole by user
+/// space, so not preallocated: a preallocated element would be reused while a program still reads it.
+#[map]
+pub static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+
+/// Time of the last exec by tgid, in ns.
+#[map]
+pub static EXECS: HashMap<u32, u64> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+
+/// Mapping chunks; written by user space before the [`Process`] that names them.
+#[map]
+pub static MAPPINGS: Array<MappingChunk> = Array::with_max_entries(256, 0);
+
+/// Page index of all unwind tables; written by user space.
+#[map]
+pub static PAGES: Array<PageChunk> = Array::with_max_entries(1024, 0);
+
+/// Rows of all unwind tables; written by user space.
+#[map]
+pub static ROWS: Array<RowChunk> = Array::with_max_entries(4096, 0);
+
+/// Rules that do not fit into a row; written by user space.
+#[map]
+pub static ESCAPES: Array<EscapeRule> = Array::with_max_entries(8192, 0);
+
+/// pc → rule. Lossy on purpose.
+#[map]
+pub static RULE_CACHE: PerCpuArray<RuleCacheChunk> = PerCpuArray::with_max_entries(RULE_CACHE_CHUNKS, 0);
+
+/// Scratch space of running programs. All taken: [`Loss::NoScratchSlot`].
+#[map]
+pub static SLOTS: PerCpuArray<Slot> = PerCpuArray::with_max_entries(SLOTS_PER_CPU, 0);
+
+/// Samples of the validate mode; the loader makes it small when that is not used.
+#[map]
+pub static VALIDATIONS: RingBuf = RingBuf::with_byte_size(64 << 20, 0);

@@ -1,0 +1,36 @@
+//! Releasing functions.
+
+use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_attach_cookie, programs::ProbeContext};
+use tracer_common::{
+    abi::{LiveKey, Loss},
+    cookie::Cookie,
+};
+
+use crate::{
+    book,
+    map::CALLS,
+    task::{self, Registers},
+};
+
+/// Books the release of a known block. One that stands in the live map was handed out to the program,
+/// so its release counts wherever it is called from, also inside of another allocator call.
+#[inline(always)]
+pub fn enter(ctx: &ProbeContext) {
+    // SAFETY: `ctx` is the context the kernel passed.
+    let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
+    let address = Registers::new(ctx.regs).argument(cookie.pointer_argument());
+    if address == 0 {
+        return;
+    }
+    let pid_tgid = task::pid_tgid();
+    match book::take(LiveKey { tgid: task::tgid_of(pid_tgid), reserved: 0, address }) {
+        Some(block) => book::freed(&block),
+        None => {
+            // Inside of an allocator call it is the allocator's own block, or one that is set aside.
+            // SAFETY: a map value.
+            if !CALLS.get_ptr(pid_tgid).is_some_and(|call| unsafe { (*call).active } != 0) {
+                book::tally(Loss::UnknownRelease, 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The current task and its registers.
+
+use aya_ebpf::{bindings::pt_regs, helpers::generated::bpf_get_current_pid_tgid};
+
+/// `tgid << 32 | tid` of the current thread.
+#[inline(always)]
+pub fn pid_tgid() -> u64 {
+    // SAFETY: the helper has no arguments and cannot fail.
+    unsafe { bpf_get_current_pid_tgid() }
+}
+
+/// tgid of a [`pid_tgid`].
+#[inline(always)]
+pub fn tgid_of(pid_tgid: u64) -> u32 {
+    (pid_tgid >> 32) as u32
+}
+
+/// User registers at a probe.
+#[derive(Clone, Copy)]
+pub struct Registers(*const pt_regs);
+
+impl Registers {
+    /// The registers of a probe context.
+    #[inline(always)]
+    pub fn new(regs: *const pt_regs) -> Self {
+        Self(regs)
+    }
+
+    /// Instruction pointer.
+    #[inline(always)]
+    pub fn pc(self) -> u64 {
+        // SAFETY: the kernel passes a valid `pt_regs` as the context of every probe.
+        unsafe { (*self.0).rip as u64 }
+    }
+
+    /// Stack pointer.
+    #[inline(always)]
+    pub fn sp(self) -> u64 {
+        // SAFETY: as above.
+        unsafe { (*self.0).rsp as u64 }
+    }
+
+    /// Frame pointer.
+    #[inline(always)]
+    pub fn fp(self) -> u64 {
+        // SAFETY: as above.
+        unsafe { (*self.0).rbp as u64 }
+    }
+
+    /// Return value.
+    #[inline(always)]
+    pub fn result(self) -> u64 {
+        // SAFETY: as above.
+        unsafe { (*self.0).rax as u64 }
+    }
+
+    /// Integer argument `index`, from 0; the function table has none beyond 3.
+    #[inline(always)]
+    pub fn argument(self, index: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe {
+            match index {
+                0 => (*self.0).rdi as u64,
+                1 => (*self.0).rsi as u64,
+                2 => (*self.0).rdx as u64,
+                _ => (*self.0).rcx as u64,
+            }
+        }
+    }
+
+    /// All registers in DWARF order (rax rdx rcx rbx rsi rdi rbp rsp r8-r15 ra).
+    #[inline(always)]
+    pub fn dwarf(self) -> [u64; 17] {
+        // SAFETY: as above.
+        let r = unsafe { &*self.0 };
+        [
+            r.rax as u64,
+            r.rdx as u64,
+            r.rcx as u64,
+            r.rbx as u64,
+            r.rsi as u64,
+            r.rdi as u64,
+            r.rbp as u64,
+            r.rsp as u64,
+            r.r8 as u64,
+            r.r9 as u64,
+            r.r10 as u64,
+            r.r11 as u64,
+            r.r12 as u64,
+            r.r13 as u64,
+            r.r14 as u64,
+            r.r15 as u64,
+            r.rip as u64,
+        ]
+    }
+}

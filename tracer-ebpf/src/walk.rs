@@ -1,0 +1,394 @@
+//! The unwinder: tables made from .eh_frame, one global function per frame.
+//!
+//! Verifier: `step_frame` is a global function (scalar arguments, all of them used), so it is looked at
+//! once however many frames the caller's bounded loop asks for. Binary searches read their arrays
+//! through masked pointers with volatile reads; otherwise LLVM drops the masks, or the verifier follows
+//! every path of the search and gives up at a million instructions.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use core::{ffi::c_void, ptr};
+use tracer_common::{
+    abi::{
+        CHUNK_MAPPINGS, ESCAPE_BASE_FRAME_POINTER, ESCAPE_DEREFERENCE, ESCAPE_FP_AT_CFA, ESCAPE_FP_AT_FP,
+        MAPPING_FILE, MAPPING_FRAME_POINTER, MAPPING_RETURN_PROBE, MAPPING_TRAMPOLINE, MAX_FRAMES, Mapping,
+        PAGE_SHIFT, PAGES_PER_CHUNK, PROCESS_CHUNKS, ROWS_PER_CHUNK, RULE_CACHE_ENTRIES, RuleCacheEntry,
+        SLOTS_PER_CPU, StackEnd, WINDOW_BYTES,
+    },
+    row,
+};
+
+use crate::{
+    map::{ESCAPES, MAPPINGS, PAGES, PROCESSES, ROWS, RULE_CACHE, SLOTS},
+    scratch::{NO_WINDOW, Slot},
+    task::Registers,
+};
+
+/// A failed lookup is `FAILED | StackEnd`; rules have 22 bits.
+const FAILED: u32 = 1 << 31;
+const HASH_SEED: u64 = 0xcbf2_9ce4_8422_2325;
+const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Walks the stack from `regs`; afterwards `slot.event` holds it. The first pc is looked up as a return
+/// address.
+#[inline(always)]
+pub fn walk(slot: *mut Slot, index: u32, tgid: u32, regs: Registers) {
+    // SAFETY: `slot` is the claimed map value of `index`.
+    let state = unsafe { &mut *slot };
+    state.pc = regs.pc();
+    state.sp = regs.sp();
+    state.fp = regs.fp();
+    state.hash = HASH_SEED;
+    state.leaf = 0;
+    state.window_start = NO_WINDOW;
+    state.event.frame_count = 0;
+    state.event.end = StackEnd::Truncated as u32;
+    state.generation = 0;
+    state.epoch = 0;
+    if let Some(process) = PROCESSES.get_ptr(tgid) {
+        // SAFETY: a map value; a replaced one stays readable, its generation tells (see `mapping_of`).
+        unsafe {
+            state.generation = (*process).generation;
+            state.epoch = (*process).epoch;
+        }
+    }
+    walk_frames(tgid, index);
+    // The end is part of the identity: the same frames can end whole or broken.
+    state.hash = mix(state.hash, u64::from(state.event.end));
+}
+
+#[inline(always)]
+fn mix(hash: u64, value: u64) -> u64 {
+    let hash = (hash ^ value).wrapping_mul(HASH_FACTOR);
+    hash ^ (hash >> 29)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn walk_frames(tgid: u32, index: u32) -> u32 {
+    let mut frame = 0;
+    while frame < MAX_FRAMES {
+        if step_frame(tgid, index) != 0 {
+            return 0;
+        }
+        frame += 1;
+    }
+    1
+}
+
+/// Stores the current frame and goes to its caller; 1 when the stack ends here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step_frame(tgid: u32, index: u32) -> u32 {
+    let Some(slot) = SLOTS.get_ptr_mut(index & (SLOTS_PER_CPU - 1)) else { return 1 };
+    // SAFETY: a map value, claimed by this program.
+    let state = unsafe { &mut *slot };
+    match step(state, tgid) {
+        Ok(()) => 0,
+        Err(end) => {
+            state.event.end = end as u32;
+            1
+        }
+    }
+}
+
+#[inline(always)]
+fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
+    let pc = state.pc;
+    let count = state.event.frame_count as usize;
+    // SAFETY: the mask keeps the index below MAX_FRAMES.
+    unsafe { *state.event.frames.as_mut_ptr().add(count & (MAX_FRAMES - 1)) = pc };
+    state.event.frame_count = count as u32 + 1;
+    state.hash = mix(state.hash, pc);
+    let looked_up = if state.leaf != 0 { pc } else { pc.wrapping_sub(1) };
+    let was_leaf = state.leaf != 0;
+    state.leaf = 0;
+
+    let rule = cached_rule(state.generation, tgid, looked_up)?;
+    let kind = row::kind(rule);
+    let sp = state.sp;
+    let mut fp_at = 0;
+    let cfa = match kind {
+        row::KIND_SP | row::KIND_FP => {
+            let base = if kind == row::KIND_SP { sp } else { state.fp };
+            let cfa = base.wrapping_add(u64::from(row::cfa_field(rule)) * 8);
+            if row::slot(rule) != 0 {
+                fp_at = cfa.wrapping_sub(u64::from(row::slot(rule)) * 8);
+            }
+            cfa
+        }
+        row::KIND_FRAME_POINTER => {
+            if state.fp == 0 {
+                return Err(StackEnd::FramePointerZero);
+            }
+            fp_at = state.fp;
+            state.fp.wrapping_add(16)
+        }
+        row::KIND_TRAMPOLINE => sp.wrapping_add(16),
+        row::KIND_END => return Err(StackEnd::ThreadStart),
+        row::KIND_PLT => {
+            let pushed = (looked_up & 15) >= u64::from(row::cfa_field(rule));
+            sp.wrapping_add(8 + 8 * u64::from(pushed))
+        }
+        row::KIND_SIGNAL => return step_signal(state),
+        _ => {
+            let (cfa, saved) = escape(state, row::cfa_field(rule))?;
+            fp_at = saved;
+            cfa
+        }
+    };
+    // The stack grows down, so a caller's frame lies above. A function that has not pushed anything has
+    // its CFA right above the return address, never at or below sp.
+    if cfa <= sp || cfa & 7 != 0 {
+        let _ = was_leaf;
+        return Err(StackEnd::BadFrame);
+    }
+    state.fault = 0;
+    // The lower address first: one window then serves both.
+    if fp_at != 0 {
+        state.fp = read_stack(state, fp_at);
+    }
+    state.pc = read_stack(state, cfa.wrapping_sub(8));
+    if state.fault != 0 {
+        return Err(StackEnd::ReadFault);
+    }
+    if state.pc == 0 {
+        return Err(StackEnd::NullReturn);
+    }
+    state.sp = cfa;
+    Ok(())
+}
+
+/// The kernel's `rt_sigframe`: at the return into `__restore_rt`, sp points at the `ucontext`, whose
+/// registers begin at 40 (r8 … rdi rsi rbp rbx rdx rax rcx rsp rip, 8 bytes each).
+#[inline(always)]
+fn step_signal(state: &mut Slot) -> Result<(), StackEnd> {
+    let registers = state.sp.wrapping_add(40);
+    state.fault = 0;
+    let fp = read_stack(state, registers.wrapping_add(8 * 10));
+    let sp = read_stack(state, registers.wrapping_add(8 * 15));
+    let pc = read_stack(state, registers.wrapping_add(8 * 16));
+    if state.fault != 0 {
+        return Err(StackEnd::ReadFault);
+    }
+    if pc == 0 {
+        return Err(StackEnd::NullReturn);
+    }
+    state.fp = fp;
+    // May lie below: a handler on an alternate stack. The number of frames bounds the walk.
+    state.sp = sp;
+    state.pc = pc;
+    state.leaf = 1;
+    Ok(())
+}
+
+/// CFA and the place of the saved frame pointer (0: unchanged) by an escape rule.
+#[inline(always)]
+fn escape(state: &mut Slot, index: u32) -> Result<(u64, u64), StackEnd> {
+    if index == row::ESCAPE_UNSUPPORTED {
+        return Err(StackEnd::UnsupportedRule);
+    }
+    let Some(rule) = ESCAPES.get_ptr(index) else { return Err(StackEnd::UnsupportedRule) };
+    // SAFETY: a map value.
+    let rule = unsafe { *rule };
+    let base = if rule.cfa_base & 0xf == ESCAPE_BASE_FRAME_POINTER { state.fp } else { state.sp };
+    let mut cfa = base.wrapping_add(rule.cfa_offset as i64 as u64);
+    if rule.cfa_base & ESCAPE_DEREFERENCE != 0 {
+        state.fault = 0;
+        cfa = read_stack(state, cfa);
+        if state.fault != 0 {
+            return Err(StackEnd::ReadFault);
+        }
+    }
+    let saved = match rule.fp_rule {
+        ESCAPE_FP_AT_CFA => cfa.wrapping_add(rule.fp_offset as i64 as u64),
+        ESCAPE_FP_AT_FP => state.fp.wrapping_add(rule.fp_offset as i64 as u64),
+        _ => 0,
+    };
+    Ok((cfa, saved))
+}
+
+/// One 8-byte word of the user stack, through the window; sets `fault` when it cannot be read.
+#[inline(always)]
+fn read_stack(state: &mut Slot, address: u64) -> u64 {
+    let distance = address.wrapping_sub(state.window_start);
+    if distance < WINDOW_BYTES as u64 {
+        // SAFETY: the mask keeps the index inside of the window.
+        return unsafe {
+            ptr::read_volatile(state.window.as_ptr().add((distance >> 3) as usize & (WINDOW_BYTES / 8 - 1)))
+        };
+    }
+    state.window_start = address;
+    // SAFETY: the destination is the window, of that size.
+    if unsafe {
+        bpf_probe_read_user(state.window.as_mut_ptr().cast(), WINDOW_BYTES as u32, address as *const c_void)
+    } != 0
+    {
+        // Less than a window is left below the end of the stack.
+        state.window_start = NO_WINDOW;
+        // SAFETY: as above, with 8 bytes.
+        if unsafe { bpf_probe_read_user(state.window.as_mut_ptr().cast(), 8, address as *const c_void) } != 0
+        {
+            state.fault = 1;
+            return 0;
+        }
+    }
+    // SAFETY: in bounds.
+    unsafe { ptr::read_volatile(state.window.as_ptr()) }
+}
+
+/// Second half of a cache key: keeps an entry that two programs wrote at once from being believed.
+#[inline(always)]
+fn cache_check(rule: u32, generation: u32) -> u64 {
+    (u64::from(rule) ^ (u64::from(generation) << 22)).wrapping_mul(HASH_FACTOR) >> 48 << 48
+}
+
+#[inline(always)]
+fn cached_rule(generation: u32, tgid: u32, pc: u64) -> Result<u32, StackEnd> {
+    let hash = pc.wrapping_mul(HASH_FACTOR);
+    let Some(chunk) = RULE_CACHE.get_ptr_mut((hash >> 62) as u32) else { return Err(StackEnd::NoTable) };
+    // SAFETY: a map value, the mask keeps the index inside.
+    let entry =
+        unsafe { (chunk as *mut RuleCacheEntry).add((hash >> 52) as usize & (RULE_CACHE_ENTRIES - 1)) };
+    // SAFETY: in bounds; volatile because other programs may write at the same time.
+    let (key, value) = unsafe {
+        (ptr::read_volatile(&raw const (*entry).key), ptr::read_volatile(&raw const (*entry).rule))
+    };
+    if (value >> 32) as u32 == generation && key == pc | cache_check(value as u32, generation) {
+        return Ok(value as u32);
+    }
+    let rule = find_rule(tgid, generation, pc);
+    if rule & FAILED != 0 {
+        return Err(match rule & 0xff {
+            code if code == StackEnd::NoProcess as u32 => StackEnd::NoProcess,
+            code if code == StackEnd::NoTable as u32 => StackEnd::NoTable,
+            code if code == StackEnd::ForeignReturnProbe as u32 => StackEnd::ForeignReturnProbe,
+            _ => StackEnd::NoMapping,
+        });
+    }
+    // SAFETY: as above.
+    unsafe {
+        ptr::write_volatile(&raw mut (*entry).key, pc | cache_check(rule, generation));
+        ptr::write_volatile(&raw mut (*entry).rule, u64::from(rule) | (u64::from(generation) << 32));
+    }
+    Ok(rule)
+}
+
+const fn failed(end: StackEnd) -> u32 {
+    FAILED | end as u32
+}
+
+#[inline(always)]
+fn find_rule(tgid: u32, generation: u32, pc: u64) -> u32 {
+    let mapping = match mapping_of(tgid, generation, pc) {
+        Ok(mapping) => mapping,
+        Err(end) => return failed(end),
+    };
+    // SAFETY: a map value.
+    let mapping = unsafe { *mapping };
+    match mapping.kind {
+        MAPPING_FILE => table_rule(mapping.page_base, pc.wrapping_sub(mapping.bias)),
+        MAPPING_FRAME_POINTER => row::rule(row::KIND_FRAME_POINTER, 0, 0),
+        MAPPING_TRAMPOLINE => row::rule(row::KIND_TRAMPOLINE, 0, 0),
+        MAPPING_RETURN_PROBE => failed(StackEnd::ForeignReturnProbe),
+        _ => failed(StackEnd::NoTable),
+    }
+}
+
+#[inline(always)]
+fn mapping_of(tgid: u32, generation: u32, pc: u64) -> Result<*const Mapping, StackEnd> {
+    let Some(process) = PROCESSES.get_ptr(tgid) else { return Err(StackEnd::NoProcess) };
+    // SAFETY: a map value.
+    let process = unsafe { &*process };
+    let top = process.top.as_ptr();
+    let (mut low, mut high) = (0u32, process.chunk_count);
+    let mut round = 0;
+    while round < 6 {
+        if low >= high {
+            break;
+        }
+        let middle = (low + high) >> 1;
+        // SAFETY: masked.
+        if unsafe { ptr::read_volatile(top.add(middle as usize & (PROCESS_CHUNKS - 1))) } <= pc {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+        round += 1;
+    }
+    if low == 0 {
+        return Err(StackEnd::NoMapping);
+    }
+    // SAFETY: masked.
+    let chunk =
+        unsafe { ptr::read_volatile(process.chunk.as_ptr().add((low as usize - 1) & (PROCESS_CHUNKS - 1))) };
+    let Some(mappings) = MAPPINGS.get_ptr(chunk) else { return Err(StackEnd::NoMapping) };
+    let mappings = mappings as *const Mapping;
+    let (mut low, mut high) = (0u32, CHUNK_MAPPINGS as u32);
+    let mut round = 0;
+    while round < 7 {
+        if low >= high {
+            break;
+        }
+        let middle = (low + high) >> 1;
+        // SAFETY: masked.
+        let start = unsafe {
+            ptr::read_volatile(&raw const (*mappings.add(middle as usize & (CHUNK_MAPPINGS - 1))).start)
+        };
+        if start <= pc {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+        round += 1;
+    }
+    if low == 0 {
+        return Err(StackEnd::NoMapping);
+    }
+    // SAFETY: masked.
+    let mapping = unsafe { mappings.add((low as usize - 1) & (CHUNK_MAPPINGS - 1)) };
+    // SAFETY: a map value. The set may have been replaced under us and its memory be in use again: then
+    // the generation differs, and the stack ends here rather than wrong.
+    unsafe {
+        if pc >= (*mapping).end || ptr::read_volatile(&raw const process.generation) != generation {
+            return Err(StackEnd::NoMapping);
+        }
+    }
+    Ok(mapping)
+}
+
+#[inline(always)]
+fn table_rule(page_base: u32, address: u64) -> u32 {
+    let frame_pointer = row::rule(row::KIND_FRAME_POINTER, 0, 0);
+    let page = page_base.wrapping_add((address >> PAGE_SHIFT) as u32);
+    let Some(pages) = PAGES.get_ptr(page / PAGES_PER_CHUNK as u32) else { return failed(StackEnd::NoTable) };
+    // SAFETY: masked.
+    let entry = unsafe { *(pages as *const u64).add(page as usize & (PAGES_PER_CHUNK - 1)) };
+    let (length, start, chunk) = ((entry >> 48) as u32, (entry >> 32) as u32 & 0xffff, entry as u32);
+    if length == 0 {
+        return frame_pointer;
+    }
+    let Some(rows) = ROWS.get_ptr(chunk) else { return failed(StackEnd::NoTable) };
+    let rows = rows as *const u32;
+    let offset = address as u32 & 0x3ff;
+    let (mut low, mut high) = (start, start + length);
+    let mut round = 0;
+    while round < 11 {
+        if low >= high {
+            break;
+        }
+        let middle = (low + high) >> 1;
+        // SAFETY: masked.
+        let row = unsafe { ptr::read_volatile(rows.add(middle as usize & (ROWS_PER_CHUNK - 1))) };
+        if row::page_offset(row) <= offset {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+        round += 1;
+    }
+    if low <= start {
+        return frame_pointer;
+    }
+    // SAFETY: masked.
+    unsafe { ptr::read_volatile(rows.add((low as usize - 1) & (ROWS_PER_CHUNK - 1))) & row::RULE_MASK }
+}
