@@ -1,5 +1,7 @@
 //! The current task and its registers.
 
+use core::ptr;
+
 use aya_ebpf::{bindings::pt_regs, helpers::generated::bpf_get_current_pid_tgid};
 
 /// `tgid << 32 | tid` of the current thread.
@@ -54,17 +56,24 @@ impl Registers {
         unsafe { (*self.0).rax as u64 }
     }
 
-    /// Integer argument `index`, from 0; the function table has none beyond 3.
+    /// Integer argument `index`, from 0; the function table has none beyond 2.
+    ///
+    /// All are read before one is chosen: LLVM would choose the address first, and the verifier refuses
+    /// that ("dereference of modified ctx ptr").
     #[inline(always)]
     pub fn argument(self, index: u64) -> u64 {
-        // SAFETY: as above.
-        unsafe {
-            match index {
-                0 => (*self.0).rdi as u64,
-                1 => (*self.0).rsi as u64,
-                2 => (*self.0).rdx as u64,
-                _ => (*self.0).rcx as u64,
-            }
+        // SAFETY: as above; volatile keeps the three reads apart.
+        let (first, second, third) = unsafe {
+            (
+                ptr::read_volatile(&raw const (*self.0).rdi) as u64,
+                ptr::read_volatile(&raw const (*self.0).rsi) as u64,
+                ptr::read_volatile(&raw const (*self.0).rdx) as u64,
+            )
+        };
+        match index {
+            0 => first,
+            1 => second,
+            _ => third,
         }
     }
 

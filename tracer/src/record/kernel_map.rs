@@ -1,0 +1,159 @@
+//! Access to the BPF maps that aya has no type for: plain-data values, the mapped site counters, and
+//! reading a large hash map in batches.
+
+use std::{
+    io,
+    mem::size_of,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    ptr::{self, NonNull},
+};
+
+use aya::maps::MapData;
+use tracer_common::abi::{Plain, SiteCounters};
+
+use super::RecordError;
+
+/// Makes an ABI type acceptable to aya, whose trait cannot be implemented for foreign types.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Abi<T>(pub T);
+
+// SAFETY: `Plain` promises the same as `Pod`: no padding, every bit pattern a value.
+unsafe impl<T: Plain> aya::Pod for Abi<T> {}
+
+/// The site counters, mapped: reading them costs the target and the kernel nothing.
+pub struct SiteArray {
+    base: NonNull<SiteCounters>,
+    count: usize,
+    bytes: usize,
+}
+
+// SAFETY: the mapping is read-only and belongs to no thread.
+unsafe impl Send for SiteArray {}
+
+impl SiteArray {
+    /// Maps the array of `count` counters.
+    ///
+    /// # Errors
+    /// [`RecordError::MapCall`].
+    pub fn map(map: &MapData, count: u32) -> Result<Self, RecordError> {
+        let count = count as usize;
+        let bytes = (count * size_of::<SiteCounters>()).next_multiple_of(rustix::param::page_size());
+        // SAFETY: a fresh mapping, nothing else is at that address.
+        let base = unsafe {
+            rustix::mm::mmap(
+                ptr::null_mut(),
+                bytes,
+                rustix::mm::ProtFlags::READ,
+                rustix::mm::MapFlags::SHARED,
+                map.fd().as_fd(),
+                0,
+            )
+        }
+        .map_err(|errno| RecordError::MapCall { operation: "mmap", map: "SITES", source: errno.into() })?;
+        let base = NonNull::new(base.cast()).ok_or(RecordError::MapCall {
+            operation: "mmap",
+            map: "SITES",
+            source: io::ErrorKind::AddrNotAvailable.into(),
+        })?;
+        Ok(Self { base, count, bytes })
+    }
+
+    /// Counters of one site; `None` beyond the array.
+    ///
+    /// Freed is read before allocated, so that a block that comes and goes meanwhile never makes the
+    /// difference negative.
+    pub fn get(&self, site: u32) -> Option<SiteCounters> {
+        if site as usize >= self.count {
+            return None;
+        }
+        // SAFETY: in bounds of the mapping, which lives as long as `self`; the kernel writes the fields
+        // concurrently, each a whole aligned word, hence volatile.
+        unsafe {
+            let site = self.base.as_ptr().add(site as usize);
+            let freed_bytes = ptr::read_volatile(&raw const (*site).freed_bytes);
+            let freed_count = ptr::read_volatile(&raw const (*site).freed_count);
+            let allocated_bytes = ptr::read_volatile(&raw const (*site).allocated_bytes);
+            let allocated_count = ptr::read_volatile(&raw const (*site).allocated_count);
+            Some(SiteCounters { allocated_bytes, allocated_count, freed_bytes, freed_count })
+        }
+    }
+}
+
+impl Drop for SiteArray {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `map`, of that size.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// `bpf(BPF_MAP_LOOKUP_BATCH)`, from the kernel's uapi: include/uapi/linux/bpf.h.
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+/// Entries asked for at once.
+const BATCH: usize = 4096;
+
+/// The `batch` arm of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Reads a hash map in batches and hands every entry to `visit`. Entries that come and go meanwhile may
+/// be seen or not; none is seen twice unless it was removed and added again.
+///
+/// # Errors
+/// [`RecordError::MapCall`].
+pub fn read_hash<K: Plain + Default, V: Plain + Default>(
+    map: BorrowedFd<'_>,
+    name: &'static str,
+    mut visit: impl FnMut(&K, &V),
+) -> Result<(), RecordError> {
+    let failed = |source| RecordError::MapCall { operation: "read", map: name, source };
+    let mut size = BATCH;
+    let (mut keys, mut values) = (vec![K::default(); size], vec![V::default(); size]);
+    // The cursor of a hash map is the number of the bucket: 4 bytes.
+    let (mut cursor, mut next) = ([0u8; 16], [0u8; 16]);
+    let mut first = true;
+    loop {
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { cursor.as_ptr() as u64 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(size).unwrap_or(u32::MAX),
+            map_fd: u32::try_from(map.as_raw_fd()).unwrap_or(u32::MAX),
+            ..BatchAttr::default()
+        };
+        // SAFETY: `attr` and everything it points to is alive, and of the sizes given.
+        let status = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>())
+        };
+        let error = (status != 0).then(io::Error::last_os_error);
+        match error.as_ref().and_then(io::Error::raw_os_error) {
+            // One bucket holds more than the buffers do: nothing was copied.
+            Some(libc::ENOSPC) => {
+                size *= 2;
+                keys.resize(size, K::default());
+                values.resize(size, V::default());
+                continue;
+            }
+            None | Some(libc::ENOENT) => {}
+            Some(_) => return Err(failed(error.unwrap_or_else(|| io::ErrorKind::Other.into()))),
+        }
+        let count = (attr.count as usize).min(size);
+        keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| visit(key, value));
+        if error.is_some() {
+            return Ok(()); // ENOENT: that was the last batch
+        }
+        cursor = next;
+        first = false;
+    }
+}

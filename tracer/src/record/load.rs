@@ -1,0 +1,267 @@
+//! Loads the BPF object: settings, map sizes, programs, and the check that it is the right one.
+
+use std::time::Duration;
+
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
+    programs::{ProgramError, RawTracePoint, UProbe},
+};
+use tracer_common::abi::{
+    EscapeRule, Loss, MappingChunk, PageChunk, Process, RowChunk, Settings, Tally,
+};
+
+use super::{
+    RecordError,
+    kernel_map::{Abi, SiteArray},
+};
+
+/// The object that was built from `tracer-ebpf`, checked in; `cargo xtask build-ebpf` makes it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/offheap.x86_64.bpf.o");
+
+/// Bounds of the kernel's maps. Each one that is hit is counted and reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Blocks that can be live at the same time.
+    pub max_live_blocks: u32,
+    /// Distinct stacks.
+    pub max_sites: u32,
+    /// Threads that can be inside an allocator at the same time.
+    pub max_threads: u32,
+    /// Bytes of the ring through which new stacks come; a power of two.
+    pub stack_ring_bytes: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_live_blocks: 1 << 22, max_sites: 65_536, max_threads: 16_384, stack_ring_bytes: 8 << 20 }
+    }
+}
+
+/// Sizes of the unwind-table maps, in chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableSizes {
+    /// Chunks of the page index.
+    pub page_chunks: u32,
+    /// Chunks of rows.
+    pub row_chunks: u32,
+    /// Escape rules.
+    pub escapes: u32,
+    /// Chunks of mappings.
+    pub mapping_chunks: u32,
+}
+
+/// What to load.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Bounds.
+    pub limits: Limits,
+    /// Table sizes.
+    pub tables: TableSizes,
+    /// Smallest size booked, in bytes.
+    pub min_size_bytes: u64,
+    /// Largest size booked, in bytes.
+    pub max_size_bytes: u64,
+    /// Level of the BPF side's log lines; `None` compiles them out.
+    pub bpf_log: Option<log::Level>,
+    /// Whether the validate mode is wanted: its ring is 64 MiB.
+    pub validate: bool,
+}
+
+/// The programs of the object by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Booking.
+    Trace,
+    /// Empty programs at the same places.
+    Floor,
+    /// Stacks with registers and raw memory.
+    Validate,
+}
+
+impl Purpose {
+    /// Programs for entry, return and release.
+    pub const fn programs(self) -> [&'static str; 3] {
+        match self {
+            Self::Trace => ["call_enter", "call_return", "release_enter"],
+            Self::Floor => ["floor_enter", "floor_return", "floor_enter"],
+            Self::Validate => ["floor_enter", "validate_return", "floor_enter"],
+        }
+    }
+}
+
+/// The loaded object.
+pub struct Programs {
+    /// aya's handle: programs and their links.
+    pub bpf: Ebpf,
+    /// Site counters.
+    pub sites: SiteArray,
+    /// Number of sites handed out.
+    pub site_count: Array<MapData, u32>,
+    /// Losses.
+    pub tallies: PerCpuArray<MapData, Abi<Tally>>,
+    /// New stacks and lifecycle events.
+    pub events: RingBuf<MapData>,
+    /// Samples of the validate mode.
+    pub validations: RingBuf<MapData>,
+    /// Live blocks.
+    pub live: MapData,
+    /// Mapping sets.
+    pub processes: HashMap<MapData, u32, Abi<Process>>,
+    /// Mapping chunks.
+    pub mappings: Array<MapData, Abi<MappingChunk>>,
+    /// Page index.
+    pub pages: Array<MapData, Abi<PageChunk>>,
+    /// Rows.
+    pub rows: Array<MapData, Abi<RowChunk>>,
+    /// Escape rules.
+    pub escapes: Array<MapData, Abi<EscapeRule>>,
+}
+
+impl Programs {
+    /// Loads the object and the programs of one purpose, and attaches those that follow lifecycles.
+    ///
+    /// # Errors
+    /// [`RecordError::Load`], [`RecordError::Program`], [`RecordError::Object`], [`RecordError::Map`].
+    pub fn load(options: &LoadOptions, purpose: Purpose) -> Result<Self, RecordError> {
+        let mut bpf = load_object(options)?;
+        for (index, name) in purpose.programs().into_iter().enumerate() {
+            if purpose.programs()[..index].contains(&name) {
+                continue;
+            }
+            let program = uprobe(&mut bpf, name)?;
+            program.load().map_err(|source| refused(name, source))?;
+        }
+        if purpose == Purpose::Trace {
+            for (name, tracepoint) in [("thread_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")] {
+                let program: &mut RawTracePoint = bpf
+                    .program_mut(name)
+                    .and_then(|program| program.try_into().ok())
+                    .ok_or(RecordError::Object { name })?;
+                program.load().map_err(|source| refused(name, source))?;
+                program.attach(tracepoint).map_err(|source| refused(name, source))?;
+            }
+        }
+        let counters = take(&mut bpf, "SITES")?;
+        let Map::Array(counters) = counters else { return Err(RecordError::Object { name: "SITES" }) };
+        let Map::HashMap(live) = take(&mut bpf, "LIVE")? else { return Err(RecordError::Object { name: "LIVE" }) };
+        Ok(Self {
+            sites: SiteArray::map(&counters, options.limits.max_sites)?,
+            site_count: typed(&mut bpf, "SITE_COUNT")?,
+            tallies: typed(&mut bpf, "TALLIES")?,
+            events: typed(&mut bpf, "EVENTS")?,
+            validations: typed(&mut bpf, "VALIDATIONS")?,
+            live,
+            processes: typed(&mut bpf, "PROCESSES")?,
+            mappings: typed(&mut bpf, "MAPPINGS")?,
+            pages: typed(&mut bpf, "PAGES")?,
+            rows: typed(&mut bpf, "ROWS")?,
+            escapes: typed(&mut bpf, "ESCAPES")?,
+            bpf,
+        })
+    }
+
+    /// Losses and observations so far, summed over CPUs, in the order of [`Loss::ALL`].
+    ///
+    /// # Errors
+    /// [`RecordError::Map`].
+    pub fn tallies(&self) -> Result<Vec<(Loss, Tally)>, RecordError> {
+        Loss::ALL
+            .iter()
+            .map(|loss| {
+                let values = self
+                    .tallies
+                    .get(&(*loss as u32), 0)
+                    .map_err(|source| RecordError::Map { operation: "read", map: "TALLIES", source })?;
+                let sum = values.iter().fold(Tally::default(), |sum, value| Tally {
+                    count: sum.count.wrapping_add(value.0.count),
+                    bytes: sum.bytes.wrapping_add(value.0.bytes),
+                });
+                Ok((*loss, sum))
+            })
+            .collect()
+    }
+
+    /// Instructions the verifier processed for each loaded program, and whether the kernel took its BTF.
+    pub fn verification(&self) -> Vec<Verification> {
+        self.bpf
+            .programs()
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                Some(Verification {
+                    program: name.to_owned(),
+                    instructions: info.verified_instruction_count(),
+                    has_btf: info.btf_id().is_some(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// What the kernel says of a loaded program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verification {
+    /// Program.
+    pub program: String,
+    /// Instructions the verifier processed; `None` before kernel 5.16.
+    pub instructions: Option<u32>,
+    /// Whether it was loaded with BTF; without, global functions are verified as static ones.
+    pub has_btf: bool,
+}
+
+fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
+    let settings = Abi(Settings {
+        min_size_bytes: options.min_size_bytes,
+        max_size_bytes: options.max_size_bytes,
+        max_sites: options.limits.max_sites,
+        reserved: 0,
+    });
+    let level = options.bpf_log.map_or(0, |level| level as u8);
+    EbpfLoader::new()
+        .verifier_log_level(VerifierLogLevel::STATS)
+        .override_global("SETTINGS", &settings, true)
+        .override_global(aya_log::LEVEL, &level, true)
+        .map_max_entries("LIVE", options.limits.max_live_blocks)
+        .map_max_entries("CALLS", options.limits.max_threads)
+        .map_max_entries("SITE_KEYS", options.limits.max_sites)
+        .map_max_entries("SITES", options.limits.max_sites)
+        .map_max_entries("EVENTS", options.limits.stack_ring_bytes)
+        .map_max_entries("PAGES", options.tables.page_chunks)
+        .map_max_entries("ROWS", options.tables.row_chunks)
+        .map_max_entries("ESCAPES", options.tables.escapes)
+        .map_max_entries("MAPPINGS", options.tables.mapping_chunks)
+        .map_max_entries("VALIDATIONS", if options.validate { 64 << 20 } else { 4096 })
+        .load(OBJECT)
+        .map_err(|source| RecordError::Load { permission: is_permission(&source), source })
+}
+
+fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// A probe program by name.
+pub fn uprobe<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut UProbe, RecordError> {
+    bpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(RecordError::Object { name })
+}
+
+fn refused(program: &'static str, source: ProgramError) -> RecordError {
+    RecordError::Program { program, source: Box::new(source) }
+}
+
+fn take(bpf: &mut Ebpf, name: &'static str) -> Result<Map, RecordError> {
+    bpf.take_map(name).ok_or(RecordError::Object { name })
+}
+
+fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(bpf: &mut Ebpf, map: &'static str) -> Result<T, RecordError> {
+    T::try_from(take(bpf, map)?).map_err(|source| RecordError::Map { operation: "use", map, source })
+}
+
+/// How long chunks of a replaced mapping set are kept: a program that still reads them is long done.
+pub const CHUNK_GRACE: Duration = Duration::from_secs(1);
