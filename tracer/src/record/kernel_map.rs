@@ -157,3 +157,41 @@ pub fn read_hash<K: Plain + Default, V: Plain + Default>(
         first = false;
     }
 }
+
+/// `bpf(BPF_MAP_DELETE_ELEM)`.
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+
+/// The element arm of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map_fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Deletes an entry; false if there was none.
+///
+/// # Errors
+/// [`RecordError::MapCall`].
+pub fn delete<K: Plain>(map: BorrowedFd<'_>, name: &'static str, key: &K) -> Result<bool, RecordError> {
+    let mut attr = ElementAttr {
+        map_fd: u32::try_from(map.as_raw_fd()).unwrap_or(u32::MAX),
+        key: ptr::from_ref(key) as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: `attr` and the key it points to are alive, and of the size the map has.
+    let status = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_DELETE_ELEM, &raw mut attr, size_of::<ElementAttr>())
+    };
+    if status == 0 {
+        return Ok(true);
+    }
+    let source = io::Error::last_os_error();
+    if source.raw_os_error() == Some(libc::ENOENT) {
+        return Ok(false);
+    }
+    Err(RecordError::MapCall { operation: "delete from", map: name, source })
+}
