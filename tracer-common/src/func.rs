@@ -125,6 +125,9 @@ mod tests {
 
     #[test]
     fn arguments_are_in_registers() {
-        assert!(FUNCTIONS.iter().all(|function| function.shape.last_argument() < 3), "the programs read three registers");
+        assert!(
+            FUNCTIONS.iter().all(|function| function.shape.last_argument() < 3),
+            "the programs read three registers"
+        );
     }
 }

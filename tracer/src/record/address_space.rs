@@ -62,8 +62,11 @@ impl AddressSpace {
         let known = self.epochs.entry(self.epoch).or_default();
         for range in now {
             // A mapping that has grown replaces what it covers; the meaning of the addresses is the same.
-            let covered: Vec<u64> =
-                known.range(range.start..range.end).filter(|(_, old)| old.end <= range.end).map(|(start, _)| *start).collect();
+            let covered: Vec<u64> = known
+                .range(range.start..range.end)
+                .filter(|(_, old)| old.end <= range.end)
+                .map(|(start, _)| *start)
+                .collect();
             covered.iter().for_each(|start| {
                 known.remove(start);
             });
@@ -83,10 +86,9 @@ impl AddressSpace {
     pub fn place(&self, epoch: u32, pc: u64) -> Place {
         let range = self.epochs.get(&epoch).and_then(|known| find(known, pc));
         match range {
-            Some(CodeRange { start, code: Code::Object { id, file_offset }, .. }) => Place {
-                kind: FrameKind::Native,
-                object: Some((id, file_offset.wrapping_add(pc - start))),
-            },
+            Some(CodeRange { start, code: Code::Object { id, file_offset }, .. }) => {
+                Place { kind: FrameKind::Native, object: Some((id, file_offset.wrapping_add(pc - start))) }
+            }
             Some(_) => Place { kind: FrameKind::Jit, object: None },
             None => Place { kind: FrameKind::Unknown, object: None },
         }
@@ -132,7 +134,10 @@ mod tests {
         assert_eq!(space.update(&[object(100, 200, 1, 0x1000), object(300, 400, 2, 0)]), 0);
         assert_eq!(space.update(&[object(100, 200, 1, 0x1000)]), 0);
         assert_eq!(space.place(0, 350), Place { kind: FrameKind::Native, object: Some((ObjectId(2), 50)) });
-        assert_eq!(space.place(0, 150), Place { kind: FrameKind::Native, object: Some((ObjectId(1), 0x1032)) });
+        assert_eq!(
+            space.place(0, 150),
+            Place { kind: FrameKind::Native, object: Some((ObjectId(1), 0x1032)) }
+        );
     }
 
     #[test]

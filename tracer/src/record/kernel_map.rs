@@ -50,7 +50,11 @@ impl SiteArray {
                 0,
             )
         }
-        .map_err(|errno| RecordError::MapCall { operation: "mmap", map: "SITES", source: errno.into() })?;
+        .map_err(|errno| RecordError::MapCall {
+            operation: "mmap",
+            map: "SITES",
+            source: errno.into(),
+        })?;
         let base = NonNull::new(base.cast()).ok_or(RecordError::MapCall {
             operation: "mmap",
             map: "SITES",
@@ -183,9 +187,8 @@ pub fn delete<K: Plain>(map: BorrowedFd<'_>, name: &'static str, key: &K) -> Res
         ..ElementAttr::default()
     };
     // SAFETY: `attr` and the key it points to are alive, and of the size the map has.
-    let status = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_MAP_DELETE_ELEM, &raw mut attr, size_of::<ElementAttr>())
-    };
+    let status =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_DELETE_ELEM, &raw mut attr, size_of::<ElementAttr>()) };
     if status == 0 {
         return Ok(true);
     }

@@ -42,7 +42,12 @@ impl Ages {
     pub fn into_rows(self) -> Vec<LiveAge> {
         self.buckets
             .into_iter()
-            .map(|((site, born_ns), amount)| LiveAge { site, born_ns, count: amount.count, bytes: amount.bytes })
+            .map(|((site, born_ns), amount)| LiveAge {
+                site,
+                born_ns,
+                count: amount.count,
+                bytes: amount.bytes,
+            })
             .collect()
     }
 }
@@ -62,7 +67,11 @@ pub fn read_ages(live: BorrowedFd<'_>, start_ns: u64) -> Result<Vec<LiveAge>, Re
 ///
 /// # Errors
 /// [`RecordError::MapCall`].
-pub fn end_by_exec(live: BorrowedFd<'_>, tgid: u32, exec_ns: u64) -> Result<BTreeMap<u32, Amount>, RecordError> {
+pub fn end_by_exec(
+    live: BorrowedFd<'_>,
+    tgid: u32,
+    exec_ns: u64,
+) -> Result<BTreeMap<u32, Amount>, RecordError> {
     let mut dead = Vec::new();
     kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |key, block| {
         if key.tgid == tgid && block.born_ns < exec_ns {
@@ -87,7 +96,8 @@ mod tests {
     #[test]
     fn blocks_are_summed_by_site_and_tenth_of_a_second() {
         let mut ages = Ages::new(1_000);
-        let block = |site, born_ns, size_bytes| LiveBlock { size_bytes, born_ns, site, ..LiveBlock::default() };
+        let block =
+            |site, born_ns, size_bytes| LiveBlock { size_bytes, born_ns, site, ..LiveBlock::default() };
         ages.add(&block(1, 1_000, 10));
         ages.add(&block(1, 100_000_999, 20));
         ages.add(&block(1, 100_001_000, 40));

@@ -7,9 +7,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{ProgramError, RawTracePoint, UProbe},
 };
-use tracer_common::abi::{
-    EscapeRule, Loss, MappingChunk, PageChunk, Process, RowChunk, Settings, Tally,
-};
+use tracer_common::abi::{EscapeRule, Loss, MappingChunk, PageChunk, Process, RowChunk, Settings, Tally};
 
 use super::{
     RecordError,
@@ -133,7 +131,9 @@ impl Programs {
             program.load().map_err(|source| refused(name, source))?;
         }
         if purpose == Purpose::Trace {
-            for (name, tracepoint) in [("thread_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")] {
+            for (name, tracepoint) in
+                [("thread_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")]
+            {
                 let program: &mut RawTracePoint = bpf
                     .program_mut(name)
                     .and_then(|program| program.try_into().ok())
@@ -144,7 +144,9 @@ impl Programs {
         }
         let counters = take(&mut bpf, "SITES")?;
         let Map::Array(counters) = counters else { return Err(RecordError::Object { name: "SITES" }) };
-        let Map::HashMap(live) = take(&mut bpf, "LIVE")? else { return Err(RecordError::Object { name: "LIVE" }) };
+        let Map::HashMap(live) = take(&mut bpf, "LIVE")? else {
+            return Err(RecordError::Object { name: "LIVE" });
+        };
         Ok(Self {
             sites: SiteArray::map(&counters, options.limits.max_sites)?,
             site_count: typed(&mut bpf, "SITE_COUNT")?,
@@ -169,10 +171,11 @@ impl Programs {
         Loss::ALL
             .iter()
             .map(|loss| {
-                let values = self
-                    .tallies
-                    .get(&(*loss as u32), 0)
-                    .map_err(|source| RecordError::Map { operation: "read", map: "TALLIES", source })?;
+                let values = self.tallies.get(&(*loss as u32), 0).map_err(|source| RecordError::Map {
+                    operation: "read",
+                    map: "TALLIES",
+                    source,
+                })?;
                 let sum = values.iter().fold(Tally::default(), |sum, value| Tally {
                     count: sum.count.wrapping_add(value.0.count),
                     bytes: sum.bytes.wrapping_add(value.0.bytes),
@@ -238,7 +241,10 @@ fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
 fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied) {
+        if error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
+        {
             return true;
         }
         cause = error.source();
@@ -259,7 +265,10 @@ fn take(bpf: &mut Ebpf, name: &'static str) -> Result<Map, RecordError> {
     bpf.take_map(name).ok_or(RecordError::Object { name })
 }
 
-fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(bpf: &mut Ebpf, map: &'static str) -> Result<T, RecordError> {
+fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
+    bpf: &mut Ebpf,
+    map: &'static str,
+) -> Result<T, RecordError> {
     T::try_from(take(bpf, map)?).map_err(|source| RecordError::Map { operation: "use", map, source })
 }
 

@@ -1,3 +1,5 @@
 //! Unwind tables: .eh_frame to 4-byte rows, and the full DWARF walk they are checked with.
 
-#[derive(Debug, thiserror::Error)] #[error("x")] pub struct UnwindError;
+#[derive(Debug, thiserror::Error)]
+#[error("x")]
+pub struct UnwindError;

@@ -1,0 +1,483 @@
+//! The recording itself: one loop over ticks, new stacks, new mappings, signals and the target's exit.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroU32,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::unix::{AsyncFd, AsyncFdReadyGuard},
+    signal::unix::{Signal, SignalKind, signal},
+    time::MissedTickBehavior,
+};
+use tracer_common::abi::{Loss, SiteCounters, Tally};
+
+use super::{
+    RecordError,
+    code::CodeTables,
+    event::{self, Event},
+    link::Links,
+    live::{self, Amount},
+    load::{Limits, LoadOptions, Programs, Purpose},
+    mmap_watch::{Changes, MmapWatch},
+    rss,
+    stacks::StackBook,
+};
+use crate::{
+    attach,
+    capture::{CaptureWriter, Header},
+    model::{EndReason, Frame, LossTally, RssSample, Target},
+};
+
+/// What to record.
+#[derive(Clone, Debug)]
+pub struct RecordOptions {
+    /// How long; `None`: until the target exits or the user stops.
+    pub duration: Option<Duration>,
+    /// Time between two samples.
+    pub interval: Duration,
+    /// The capture file.
+    pub output: PathBuf,
+    /// Whether an existing file may be replaced.
+    pub force: bool,
+    /// Smallest size booked, in bytes.
+    pub min_size_bytes: u64,
+    /// Largest size booked, in bytes.
+    pub max_size_bytes: u64,
+    /// Bounds of the kernel's maps.
+    pub limits: Limits,
+    /// Level of the BPF side's log lines.
+    pub bpf_log: Option<log::Level>,
+}
+
+/// What a live view may show.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Since the start.
+    pub elapsed: Duration,
+    /// Bytes booked and not freed.
+    pub outstanding_bytes: u64,
+    /// Blocks booked and not freed.
+    pub outstanding_count: u64,
+    /// Sites seen.
+    pub sites: u32,
+    /// Resident set now.
+    pub rss_bytes: Option<u64>,
+    /// Events counted as losses that make the result incomplete.
+    pub lost: u64,
+}
+
+/// What a recording came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The capture.
+    pub output: PathBuf,
+    /// Why it ended.
+    pub reason: EndReason,
+    /// The last state.
+    pub progress: Progress,
+    /// Allocations and releases seen.
+    pub probe_hits: u64,
+    /// Sentences for the user.
+    pub hints: Vec<String>,
+}
+
+/// Growth of RSS without a single probe hit, in bytes, from which the self-test speaks.
+const SILENT_GROWTH_BYTES: u64 = 256 << 10;
+/// Shortest time between two looks at the mappings.
+const REFRESH_PAUSE: Duration = Duration::from_millis(2);
+/// Longest, for a target whose mappings change all the time without new code.
+const REFRESH_PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// A recording that has been set up.
+pub struct Session {
+    tgid: NonZeroU32,
+    options: RecordOptions,
+    programs: Programs,
+    code: CodeTables,
+    links: Links,
+    watches: Vec<MmapWatch>,
+    book: StackBook,
+    writer: CaptureWriter,
+    last: Vec<SiteCounters>,
+    ended: BTreeMap<u32, Amount>,
+    execs: u64,
+    watch_losses: u64,
+    started: Instant,
+    start_ns: u64,
+    first_rss: Option<RssSample>,
+    progress: Progress,
+    hints: Vec<String>,
+    dirty: bool,
+    refresh_pause: Duration,
+}
+
+impl Session {
+    /// Reads the target's mappings, builds the tables and loads the programs. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// Everything that can stand in the way of a recording.
+    pub fn prepare(target: &Target, options: RecordOptions) -> Result<Self, RecordError> {
+        let tgid = NonZeroU32::new(target.tgid)
+            .ok_or(RecordError::System { operation: "trace process 0", source: std::io::ErrorKind::InvalidInput.into() })?;
+        let watches = MmapWatch::open_all()?;
+        let mut code = CodeTables::new(target)?;
+        code.survey(tgid)?;
+        let load = LoadOptions {
+            limits: options.limits,
+            tables: code.sizes(),
+            min_size_bytes: options.min_size_bytes,
+            max_size_bytes: options.max_size_bytes,
+            bpf_log: options.bpf_log,
+            validate: false,
+        };
+        let programs = Programs::load(&load, Purpose::Trace)?;
+        let writer = CaptureWriter::create(&options.output, options.force, &header(target, &options))?;
+        Ok(Self {
+            tgid,
+            last: vec![SiteCounters::default(); options.limits.max_sites as usize],
+            options,
+            programs,
+            code,
+            links: Links::default(),
+            watches,
+            book: StackBook::default(),
+            writer,
+            ended: BTreeMap::new(),
+            execs: 0,
+            watch_losses: 0,
+            started: Instant::now(),
+            start_ns: monotonic_ns(),
+            first_rss: None,
+            progress: Progress::default(),
+            hints: Vec::new(),
+            dirty: false,
+            refresh_pause: REFRESH_PAUSE,
+        })
+    }
+
+    /// Brings the kernel's tables and the probes up to what is mapped now. Tables come before probes.
+    /// Returns the number of probes that were added.
+    ///
+    /// # Errors
+    /// Everything that can stand in the way; a process that has exited meanwhile is one of them.
+    pub fn synchronize(&mut self) -> Result<usize, RecordError> {
+        let changed = self.code.survey(self.tgid)?;
+        self.code.publish(&mut self.programs, self.tgid)?;
+        for object in self.code.take_new_objects() {
+            self.writer.add_object(&object)?;
+        }
+        self.refresh_pause =
+            if changed { REFRESH_PAUSE } else { (self.refresh_pause * 2).min(REFRESH_PAUSE_MAX) };
+        if !changed && !self.links.is_empty() {
+            return Ok(0);
+        }
+        let discovery = attach::discover(self.tgid.get())?;
+        let probes = self.code.probes(&discovery);
+        self.links.place(&mut self.programs, Purpose::Trace, self.tgid, &probes)
+    }
+
+    /// Probes in place.
+    pub fn probe_count(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Starts the clock, and records until the duration has passed, the target has exited or the user stops
+    /// it. `show` is called after each sample.
+    ///
+    /// # Errors
+    /// What was recorded until then is in the capture.
+    pub async fn run(mut self, exit: OwnedFd, mut show: impl FnMut(&Progress)) -> Result<Outcome, RecordError> {
+        let system = |operation| move |source| RecordError::System { operation, source };
+        self.start_clock()?;
+        let exit = AsyncFd::new(exit).map_err(system("wait for the target"))?;
+        let events = self.programs.events.as_fd().try_clone_to_owned().map_err(system("poll the event ring"))?;
+        let events = AsyncFd::new(events).map_err(system("poll the event ring"))?;
+        let watches = self.watch_fds().map_err(system("poll the mapping events"))?;
+        let mut signals = Signals::new().map_err(system("handle signals"))?;
+        let mut tick = tokio::time::interval(self.options.interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.tick().await;
+        let deadline = self.options.duration.map(|duration| tokio::time::Instant::now() + duration);
+        let reason = loop {
+            let pause = self.refresh_pause;
+            tokio::select! {
+                biased;
+                () = signals.any() => break EndReason::Interrupted,
+                _ = exit.readable() => break EndReason::TargetExited,
+                () = until(deadline) => break EndReason::Duration,
+                guard = events.readable() => {
+                    clear(guard);
+                    self.drain_events()?;
+                }
+                () = any_readable(&watches) => self.drain_watches(),
+                () = tokio::time::sleep(pause), if self.dirty => self.refresh()?,
+                _ = tick.tick() => {
+                    self.sample()?;
+                    show(&self.progress);
+                }
+            }
+        };
+        self.finish(reason)
+    }
+
+    fn start_clock(&mut self) -> Result<(), RecordError> {
+        self.started = Instant::now();
+        self.start_ns = monotonic_ns();
+        self.sample()
+    }
+
+    fn watch_fds(&self) -> std::io::Result<Vec<AsyncFd<OwnedFd>>> {
+        self.watches.iter().map(|watch| AsyncFd::new(watch.as_fd().try_clone_to_owned()?)).collect()
+    }
+
+    /// Reads the mapping events of all CPUs.
+    fn drain_watches(&mut self) {
+        let mut changes = Changes::default();
+        self.watches.iter_mut().for_each(|watch| watch.drain(&mut changes));
+        self.watch_losses += changes.lost;
+        self.dirty |= changes.lost > 0 || changes.tgids.contains(&self.tgid.get());
+    }
+
+    fn refresh(&mut self) -> Result<(), RecordError> {
+        self.dirty = false;
+        match self.synchronize() {
+            Ok(_) => Ok(()),
+            // The exit is seen by the loop; the state until then is still good.
+            Err(RecordError::Discover(error)) if error.is_absent() => Ok(()),
+            // It has executed something that has no allocator, or has not loaded it yet.
+            Err(RecordError::Discover(_)) if self.execs > 0 => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes everything out of the event ring.
+    fn drain_events(&mut self) -> Result<(), RecordError> {
+        let mut events = Vec::new();
+        while let Some(item) = self.programs.events.next() {
+            events.extend(event::decode(&item));
+        }
+        for event in events {
+            match event {
+                Event::Stack { tgid, site, epoch, end, frames } => {
+                    let added = self.book.add(self.code.space(), (tgid, epoch), site, &frames, end);
+                    for frame in &added.frames {
+                        self.writer.add_frame(frame)?;
+                    }
+                    self.writer.add_stack(crate::model::Lens::Malloc, &added.stack)?;
+                }
+                Event::Refresh { tgid } => self.dirty |= tgid == self.tgid.get(),
+                Event::Exec { tgid, time_ns } => self.end_program(tgid, time_ns)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Exec ends all records of a process.
+    fn end_program(&mut self, tgid: u32, time_ns: u64) -> Result<(), RecordError> {
+        for (site, amount) in live::end_by_exec(self.programs.live.fd().as_fd(), tgid, time_ns)? {
+            let sum = self.ended.entry(site).or_default();
+            sum.bytes = sum.bytes.saturating_add(amount.bytes);
+            sum.count += amount.count;
+        }
+        self.execs += 1;
+        self.code.next_program();
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// One line of every series.
+    fn sample(&mut self) -> Result<(), RecordError> {
+        self.drain_events()?;
+        let elapsed_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.progress = Progress { elapsed: self.started.elapsed(), ..Progress::default() };
+        let site_count = self
+            .programs
+            .site_count
+            .get(&0, 0)
+            .map_err(|source| RecordError::Map { operation: "read", map: "SITE_COUNT", source })?;
+        self.progress.sites = site_count.min(self.options.limits.max_sites - 1);
+        let mut changed = Vec::new();
+        for site in 0..=self.progress.sites {
+            let Some(mut now) = self.programs.sites.get(site) else { break };
+            if let Some(ended) = self.ended.get(&site) {
+                now.freed_bytes = now.freed_bytes.saturating_add(ended.bytes);
+                now.freed_count = now.freed_count.saturating_add(ended.count);
+            }
+            self.progress.outstanding_bytes += now.allocated_bytes.saturating_sub(now.freed_bytes);
+            self.progress.outstanding_count += now.allocated_count.saturating_sub(now.freed_count);
+            let last = &mut self.last[site as usize];
+            if *last != now {
+                *last = now;
+                changed.push((site, now));
+            }
+        }
+        self.writer.add_samples(elapsed_ns, &changed)?;
+        if let Some(sample) = rss::sample(self.tgid.get(), elapsed_ns) {
+            self.writer.add_rss(&sample)?;
+            self.progress.rss_bytes = Some(sample.rss_bytes);
+            self.first_rss.get_or_insert(sample);
+        }
+        let tallies = self.programs.tallies()?;
+        self.progress.lost = tallies.iter().filter(|(loss, _)| loss.is_incomplete()).map(|(_, tally)| tally.count).sum();
+        self.writer.set_losses(&self.loss_rows(&tallies))?;
+        self.writer.set_overhead(self.probe_hits(&tallies), None)?;
+        self.writer.commit()?;
+        Ok(())
+    }
+
+    fn loss_rows(&self, tallies: &[(Loss, Tally)]) -> Vec<LossTally> {
+        let own = LossTally {
+            reason: "mapping-event-lost".to_owned(),
+            count: self.watch_losses,
+            bytes: 0,
+            is_incomplete: false,
+            meaning: "Mapping events that the kernel could not deliver; the mappings were read again each time."
+                .to_owned(),
+        };
+        tallies
+            .iter()
+            .map(|(loss, tally)| LossTally {
+                reason: loss.name().to_owned(),
+                count: tally.count,
+                bytes: tally.bytes,
+                is_incomplete: loss.is_incomplete(),
+                meaning: loss.meaning().to_owned(),
+            })
+            .chain([own])
+            .collect()
+    }
+
+    /// Probe hits: two per booked allocation, one per release, and those that booked nothing.
+    fn probe_hits(&self, tallies: &[(Loss, Tally)]) -> u64 {
+        let booked: u64 = self.last.iter().map(|site| 2 * site.allocated_count + site.freed_count).sum();
+        let beside: u64 = tallies
+            .iter()
+            .map(|(loss, tally)| match loss {
+                Loss::UnknownRelease | Loss::UnmatchedReturn | Loss::InFlightFull => tally.count,
+                Loss::FailedAllocation | Loss::FilteredSize | Loss::NestedCall | Loss::LiveMapFull => 2 * tally.count,
+                _ => 0,
+            })
+            .sum();
+        booked + beside
+    }
+
+    /// Takes the probes off, reads what is left, names the frames, closes the capture.
+    fn finish(mut self, reason: EndReason) -> Result<Outcome, RecordError> {
+        self.links.detach();
+        if self.dirty && reason != EndReason::TargetExited {
+            self.refresh()?;
+        }
+        self.sample()?;
+        let ages = live::read_ages(self.programs.live.fd().as_fd(), self.start_ns)?;
+        self.writer.add_live_ages(&ages)?;
+        for object in self.code.take_new_objects() {
+            self.writer.add_object(&object)?;
+        }
+        let placed: Vec<Frame> = self.book.place_unknown(self.code.space());
+        for frame in &placed {
+            self.writer.update_frame(frame)?;
+        }
+        let named = self.code.symbolize(self.book.frames());
+        for (frame, locations) in &named.locations {
+            self.writer.set_locations(*frame, locations)?;
+        }
+        self.hints.extend(named.hints);
+        let probe_hits = self.probe_hits(&self.programs.tallies()?);
+        self.hints.extend(self.silence(probe_hits));
+        for hint in &self.hints {
+            self.writer.add_hint(hint)?;
+        }
+        let elapsed_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.writer.finish(reason, elapsed_ns)?;
+        Ok(Outcome { output: self.options.output, reason, progress: self.progress, probe_hits, hints: self.hints })
+    }
+
+    /// The self-test: memory that moves while no probe fires means that the allocator was not found.
+    fn silence(&self, probe_hits: u64) -> Option<String> {
+        let (first, last) = (self.first_rss?.rss_bytes, self.progress.rss_bytes?);
+        (probe_hits == 0 && first.abs_diff(last) >= SILENT_GROWTH_BYTES).then(|| {
+            format!(
+                "RSS moved by {} KiB and no probe fired: the program allocates by other means than the functions \
+                 that were probed (see `offheap doctor {}`)",
+                first.abs_diff(last) / 1024,
+                self.tgid
+            )
+        })
+    }
+}
+
+fn header(target: &Target, options: &RecordOptions) -> Header {
+    let limits = options.limits;
+    let settings = [
+        ("interval_ns", options.interval.as_nanos().to_string()),
+        ("min_size_bytes", options.min_size_bytes.to_string()),
+        ("max_size_bytes", options.max_size_bytes.to_string()),
+        ("max_live_blocks", limits.max_live_blocks.to_string()),
+        ("max_sites", limits.max_sites.to_string()),
+        ("max_threads", limits.max_threads.to_string()),
+        ("stack_ring_bytes", limits.stack_ring_bytes.to_string()),
+    ];
+    Header {
+        target: target.clone(),
+        interval_ns: u64::try_from(options.interval.as_nanos()).unwrap_or(u64::MAX),
+        settings: settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        ..Header::now()
+    }
+}
+
+/// `CLOCK_MONOTONIC`, the clock of the BPF programs.
+fn monotonic_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// The signals that end a recording in good order.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?]))
+    }
+
+    async fn any(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+async fn until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The readiness is consumed whatever the ring holds: it is emptied each time.
+fn clear<T: std::os::fd::AsRawFd>(guard: std::io::Result<AsyncFdReadyGuard<'_, T>>) {
+    if let Ok(mut guard) = guard {
+        guard.clear_ready();
+    }
+}
+
+async fn any_readable(fds: &[AsyncFd<OwnedFd>]) {
+    std::future::poll_fn(|context| {
+        let mut ready = std::task::Poll::Pending;
+        for fd in fds {
+            if let std::task::Poll::Ready(guard) = fd.poll_read_ready(context) {
+                clear(guard);
+                ready = std::task::Poll::Ready(());
+            }
+        }
+        ready
+    })
+    .await;
+}
+
