@@ -1,3 +1,50 @@
-//! Every developer and CI step.
+//! Every developer and CI step of offheap, as `cargo xtask STEP`.
 
-fn main() {}
+mod command;
+mod demo;
+mod ebpf;
+mod setup;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Developer and CI steps of offheap.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    step: Step,
+}
+
+#[derive(Subcommand)]
+enum Step {
+    /// Install what building and testing need (Debian packages and bpf-linker).
+    Setup,
+    /// Build the BPF object and its digest; `--check` only compares them with the sources.
+    BuildEbpf(ebpf::Arguments),
+    /// Build offheap and run its demo, as root.
+    Demo(demo::Demo),
+    /// Compare the in-kernel unwinder with a full DWARF walk on a running process, as root.
+    ValidateUnwind(demo::ValidateUnwind),
+}
+
+fn run(step: &Step) -> Result<()> {
+    match step {
+        Step::Setup => setup::install_missing(),
+        Step::BuildEbpf(arguments) => ebpf::run_step(arguments),
+        Step::Demo(arguments) => demo::demo(arguments),
+        Step::ValidateUnwind(arguments) => demo::validate_unwind(arguments),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().step) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
