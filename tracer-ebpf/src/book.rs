@@ -35,7 +35,7 @@ pub fn lost(loss: Loss, bytes: u64) -> u32 {
     SITE_LOST
 }
 
-/// Nanoseconds on `CLOCK_MONOTONIC`.
+/// Nanoseconds on `CLOCK_MONOTONIC`. (The coarse clock would do, but programs of this type may not read it.)
 #[inline(always)]
 pub fn now_ns() -> u64 {
     // SAFETY: the helper has no arguments and cannot fail.

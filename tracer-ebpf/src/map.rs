@@ -21,10 +21,10 @@ pub static SETTINGS: Global<Settings> = Global::new(Settings::DEFAULT);
 #[map]
 pub static CALLS: HashMap<u64, CallInFlight> = HashMap::with_max_entries(16_384, 0);
 
-/// Live blocks. Full: [`Loss::LiveMapFull`]. Not preallocated: a million entries would cost 100 MB at
-/// attach time, whether they are needed or not.
+/// Live blocks. Full: [`Loss::LiveMapFull`]. Preallocated, some 110 bytes an entry: an insertion then costs
+/// 100 ns less, and cannot fail for want of memory in the middle of a recording.
 #[map]
-pub static LIVE: HashMap<LiveKey, LiveBlock> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+pub static LIVE: HashMap<LiveKey, LiveBlock> = HashMap::with_max_entries(1 << 20, 0);
 
 /// Stack identity → site. Full: [`Loss::StackMapFull`].
 #[map]

@@ -10,9 +10,9 @@ use core::{ffi::c_void, ptr};
 use tracer_common::{
     abi::{
         CHUNK_MAPPINGS, ESCAPE_BASE_FRAME_POINTER, ESCAPE_DEREFERENCE, ESCAPE_FP_AT_CFA, ESCAPE_FP_AT_FP,
-        MAPPING_FILE, MAPPING_FRAME_POINTER, MAPPING_RETURN_PROBE, MAPPING_TRAMPOLINE, MAX_FRAMES, Mapping,
-        PAGE_SHIFT, PAGES_PER_CHUNK, PROCESS_CHUNKS, ROWS_PER_CHUNK, RULE_CACHE_ENTRIES, RuleCacheEntry,
-        SLOTS_PER_CPU, StackEnd, WINDOW_BYTES,
+        FRAME_INTERRUPTED, MAPPING_FILE, MAPPING_FRAME_POINTER, MAPPING_RETURN_PROBE, MAPPING_TRAMPOLINE,
+        MAX_FRAMES, Mapping, PAGE_SHIFT, PAGES_PER_CHUNK, PROCESS_CHUNKS, ROWS_PER_CHUNK, RULE_CACHE_ENTRIES,
+        RuleCacheEntry, SLOTS_PER_CPU, StackEnd, WINDOW_BYTES,
     },
     row,
 };
@@ -95,12 +95,12 @@ extern "C" fn step_frame(tgid: u32, index: u32) -> u32 {
 fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
     let pc = state.pc;
     let count = state.event.frame_count as usize;
+    let (stored, looked_up) =
+        if state.leaf != 0 { (pc | FRAME_INTERRUPTED, pc) } else { (pc, pc.wrapping_sub(1)) };
     // SAFETY: the mask keeps the index below MAX_FRAMES.
-    unsafe { *state.event.frames.as_mut_ptr().add(count & (MAX_FRAMES - 1)) = pc };
+    unsafe { *state.event.frames.as_mut_ptr().add(count & (MAX_FRAMES - 1)) = stored };
     state.event.frame_count = count as u32 + 1;
-    state.hash = mix(state.hash, pc);
-    let looked_up = if state.leaf != 0 { pc } else { pc.wrapping_sub(1) };
-    let was_leaf = state.leaf != 0;
+    state.hash = mix(state.hash, stored);
     state.leaf = 0;
 
     let rule = cached_rule(state.generation, tgid, looked_up)?;
@@ -139,7 +139,6 @@ fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
     // The stack grows down, so a caller's frame lies above. A function that has not pushed anything has
     // its CFA right above the return address, never at or below sp.
     if cfa <= sp || cfa & 7 != 0 {
-        let _ = was_leaf;
         return Err(StackEnd::BadFrame);
     }
     state.fault = 0;

@@ -9,6 +9,10 @@ pub const EVENT_EXEC: u32 = 2;
 /// The unwinder met a program counter in no known mapping: [`EventHeader`] alone, `value` is that pc.
 pub const EVENT_REFRESH: u32 = 3;
 
+/// Set in a program counter that is not a return address: a signal interrupted the code right there.
+/// User addresses never have this bit.
+pub const FRAME_INTERRUPTED: u64 = 1 << 63;
+
 /// Begins every record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,7 +40,7 @@ pub struct StackEvent {
     pub frame_count: u32,
     /// [`super::StackEnd`] code.
     pub end: u32,
-    /// Program counters, innermost first: return addresses, except after a signal frame.
+    /// Program counters, innermost first: return addresses, except those with [`FRAME_INTERRUPTED`].
     pub frames: [u64; MAX_FRAMES],
 }
 layout!(StackEvent, 32 + 8 * MAX_FRAMES, [header: EventHeader, site: u32, epoch: u32, frame_count: u32, end: u32, frames: [u64; MAX_FRAMES]]);

@@ -77,6 +77,11 @@ impl AddressSpace {
         self.epoch
     }
 
+    /// The current epoch.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
     /// Starts anew: the process has executed another program.
     pub fn next_program(&mut self) {
         self.epoch += 1;

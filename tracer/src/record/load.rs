@@ -32,7 +32,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_live_blocks: 1 << 22, max_sites: 65_536, max_threads: 16_384, stack_ring_bytes: 8 << 20 }
+        Self { max_live_blocks: 1 << 20, max_sites: 65_536, max_threads: 16_384, stack_ring_bytes: 8 << 20 }
     }
 }
 

@@ -1,10 +1,11 @@
 //! Runs a recording: loads the programs, attaches, reads back, ends.
 
 mod address_space;
+pub mod code;
 mod error;
 mod event;
-mod kernel_map;
-mod link;
+pub mod kernel_map;
+pub mod link;
 mod live;
 mod load;
 mod mmap_watch;

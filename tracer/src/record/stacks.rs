@@ -3,14 +3,23 @@
 use std::collections::HashMap;
 
 use super::address_space::{AddressSpace, Place};
-use crate::model::{Frame, FrameId, Stack, StackEnd};
+use tracer_common::abi::FRAME_INTERRUPTED;
+
+use crate::model::{Frame, FrameId, FrameKind, Stack, StackEnd};
+
+/// What is known of a frame besides what the capture holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Origin {
+    epoch: u32,
+    is_return_address: bool,
+}
 
 /// All stacks and frames of a recording.
 #[derive(Debug, Default)]
 pub struct StackBook {
     ids: HashMap<(u32, u32, u64), FrameId>,
     frames: Vec<Frame>,
-    epochs: Vec<u32>,
+    origins: Vec<Origin>,
     stacks: usize,
 }
 
@@ -39,10 +48,11 @@ impl StackBook {
             .map(|pc| {
                 *self.ids.entry((tgid, epoch, *pc)).or_insert_with(|| {
                     let id = FrameId(u32::try_from(self.frames.len()).unwrap_or(u32::MAX));
-                    let Place { kind, object } = space.place(epoch, *pc);
+                    let address = *pc & !FRAME_INTERRUPTED;
+                    let Place { kind, object } = space.place(epoch, address);
                     let frame = Frame {
                         id,
-                        address: *pc,
+                        address,
                         object: object.map(|(object, _)| object),
                         file_offset: object.map(|(_, offset)| offset),
                         kind,
@@ -50,7 +60,7 @@ impl StackBook {
                     };
                     new.push(frame.clone());
                     self.frames.push(frame);
-                    self.epochs.push(epoch);
+                    self.origins.push(Origin { epoch, is_return_address: *pc == address });
                     id
                 })
             })
@@ -59,9 +69,16 @@ impl StackBook {
         Added { stack: Stack { site, tgid, frames, end }, frames: new }
     }
 
-    /// All frames.
-    pub fn frames(&self) -> &[Frame] {
-        &self.frames
+    /// All frames, each with whether its address is a return address.
+    pub fn frames(&self) -> impl Iterator<Item = (&Frame, bool)> {
+        self.frames.iter().zip(self.origins.iter().map(|origin| origin.is_return_address))
+    }
+
+    /// Sets the kind of a frame, and gives it as it is now.
+    pub fn set_kind(&mut self, id: FrameId, kind: FrameKind) -> Option<&Frame> {
+        let frame = self.frames.get_mut(id.0 as usize)?;
+        frame.kind = kind;
+        Some(frame)
     }
 
     /// Stacks added.
@@ -73,11 +90,11 @@ impl StackBook {
     /// have a place now.
     pub fn place_unknown(&mut self, space: &AddressSpace) -> Vec<Frame> {
         let mut placed = Vec::new();
-        for (frame, epoch) in self.frames.iter_mut().zip(&self.epochs) {
-            if frame.kind != crate::model::FrameKind::Unknown {
+        for (frame, origin) in self.frames.iter_mut().zip(&self.origins) {
+            if frame.kind != FrameKind::Unknown {
                 continue;
             }
-            let Place { kind, object } = space.place(*epoch, frame.address);
+            let Place { kind, object } = space.place(origin.epoch, frame.address);
             if kind != frame.kind {
                 frame.kind = kind;
                 frame.object = object.map(|(object, _)| object);
@@ -93,7 +110,7 @@ impl StackBook {
 mod tests {
     use super::*;
     use crate::{
-        model::{FrameKind, ObjectId},
+        model::ObjectId,
         record::address_space::{Code, CodeRange},
     };
 

@@ -1,0 +1,101 @@
+//! Names every frame of a recording, once, at its end.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{code::CodeTables, stacks::StackBook};
+use crate::{
+    model::{Frame, FrameId, FrameKind, Location, ObjectId, Target},
+    symbolize::{CodeOffset, PerfMap, PerfMapSource, SymbolizeOptions, Symbolizer, hint_for, parse_jit_name},
+};
+
+/// What the frames are.
+#[derive(Debug, Default)]
+pub struct Naming {
+    /// Locations by frame, for every frame.
+    pub locations: Vec<(FrameId, Vec<Location>)>,
+    /// Frames whose kind the name has told.
+    pub kinds: Vec<(FrameId, FrameKind)>,
+    /// Sentences for the user.
+    pub hints: Vec<String>,
+}
+
+/// Names all frames: those of objects by their symbols, those made at run time by the runtime's perf map.
+pub fn name_frames(
+    book: &StackBook,
+    code: &CodeTables,
+    target: &Target,
+    perf_map: Option<&mut PerfMapSource>,
+) -> Naming {
+    let mut naming = Naming::default();
+    let mut by_object: BTreeMap<ObjectId, Vec<(FrameId, CodeOffset)>> = BTreeMap::new();
+    let mut generated: Vec<&Frame> = Vec::new();
+    for (frame, is_return_address) in book.frames() {
+        match (frame.object, frame.file_offset) {
+            (Some(object), Some(file_offset)) => by_object
+                .entry(object)
+                .or_default()
+                .push((frame.id, CodeOffset { file_offset, is_return_address })),
+            _ if frame.kind == FrameKind::Jit => generated.push(frame),
+            _ => naming.locations.push((frame.id, unnamed())),
+        }
+    }
+    name_objects(&mut naming, code, by_object);
+    name_generated(&mut naming, target, perf_map, &generated);
+    naming
+}
+
+fn unnamed() -> Vec<Location> {
+    vec![Location { function: None, file: None, line: None, inlined: false }]
+}
+
+fn name_objects(
+    naming: &mut Naming,
+    code: &CodeTables,
+    by_object: BTreeMap<ObjectId, Vec<(FrameId, CodeOffset)>>,
+) {
+    let mut symbolizer = Symbolizer::new(SymbolizeOptions::default());
+    let mut paths: HashMap<ObjectId, String> = HashMap::new();
+    for (id, frames) in by_object {
+        if let Some((source, path)) = code.symbol_source(id) {
+            symbolizer.add_object(id, source);
+            paths.insert(id, path);
+        }
+        let offsets: Vec<CodeOffset> = frames.iter().map(|(_, offset)| *offset).collect();
+        let found = symbolizer.symbolize(id, &offsets);
+        naming.locations.extend(frames.into_iter().map(|(frame, _)| frame).zip(found));
+    }
+    for (id, problem) in symbolizer.problems() {
+        let path = paths.get(&id).map_or("an object", String::as_str);
+        naming.hints.push(format!("no symbols from {path}: {problem}"));
+    }
+}
+
+fn name_generated(naming: &mut Naming, target: &Target, perf_map: Option<&mut PerfMapSource>, frames: &[&Frame]) {
+    if frames.is_empty() {
+        return;
+    }
+    let map = match perf_map.map(PerfMapSource::read) {
+        Some(Ok(map)) => map,
+        Some(Err(error)) => {
+            naming.hints.push(format!("no names from the perf map: {error}"));
+            None
+        }
+        None => None,
+    };
+    let mut unnamed_count = 0;
+    for frame in frames {
+        // A return address belongs to the call before it.
+        let name = map.as_ref().and_then(|map: &PerfMap| map.find(frame.address.saturating_sub(1)));
+        match name.map(parse_jit_name) {
+            Some(found) => {
+                naming.kinds.push((frame.id, found.kind));
+                naming.locations.push((frame.id, vec![found.location]));
+            }
+            None => {
+                unnamed_count += 1;
+                naming.locations.push((frame.id, unnamed()));
+            }
+        }
+    }
+    naming.hints.extend(target.runtime.as_ref().and_then(|runtime| hint_for(runtime, unnamed_count)));
+}
