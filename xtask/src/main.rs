@@ -1,5 +1,6 @@
 //! Every developer and CI step of offheap, as `cargo xtask STEP`.
 
+mod bench;
 mod command;
 mod demo;
 mod ebpf;
@@ -31,6 +32,8 @@ enum Step {
     Test(test::Arguments),
     /// Run the kernel tests on Debian's kernels in QEMU.
     Vm(vm::Arguments),
+    /// Measure what tracing costs, beside empty probes and other tools, as root.
+    Bench(bench::Arguments),
     /// Build offheap and run its demo, as root.
     Demo(demo::Demo),
     /// Compare the in-kernel unwinder with a full DWARF walk on a running process, as root.
@@ -43,6 +46,7 @@ fn run(step: &Step) -> Result<()> {
         Step::BuildEbpf(arguments) => ebpf::run_step(arguments),
         Step::Test(arguments) => test::run_steps(arguments),
         Step::Vm(arguments) => vm::run(arguments),
+        Step::Bench(arguments) => bench::run(arguments),
         Step::Demo(arguments) => demo::demo(arguments),
         Step::ValidateUnwind(arguments) => demo::validate_unwind(arguments),
     }

@@ -1,16 +1,16 @@
 //! Boots a kernel with an initramfs and watches its console.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::kernel::Kernel;
-use crate::command::find_program;
+use crate::command::{find_program, lines};
 
 const MEMORY_MIB: u32 = 2048;
 /// How much earlier than QEMU the program in it is killed, so that what it printed arrives.
@@ -63,22 +63,11 @@ fn nonce() -> Result<String> {
 
 /// Prints the console until QEMU ends.
 fn watch(mut child: Child, nonce: &str, timeout: Duration) -> Result<i32> {
-    let console = child.stdout.take().context("no console")?;
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        let mut reader = BufReader::new(console);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|size| size > 0) {
-            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
-                return;
-            }
-            line.clear();
-        }
-    });
+    let console = lines(child.stdout.take().context("no console")?);
     let deadline = Instant::now() + timeout;
     let mut status = None;
     let ended = loop {
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => match parse_status(&line, nonce) {
                 Some(told) => status = Some(told),
                 None => println!("{line}"),
