@@ -1,1 +1,21 @@
-//! Harness of the end-to-end tests.
+//! Harness of the end-to-end tests: builds the targets, runs them and offheap, and compares what offheap
+//! reports with what the targets know.
+//!
+//! * [`build`]: targets from their sources in `tests/targets`.
+//! * [`lines`]: a child's output with a time limit.
+//! * [`target`]: a running target and its handshake.
+//! * [`tracer`]: offheap, attached or running a command, and its report.
+//! * [`report`]: `offheap report --format json`.
+//! * [`truth`]: what a target knows, and the exact comparison.
+//! * [`require`]: what this machine must have; a skip is reported, or fails.
+
+pub mod build;
+pub mod lines;
+pub mod report;
+pub mod require;
+pub mod target;
+pub mod tracer;
+pub mod truth;
+
+/// What the tests return.
+pub type Result<T = ()> = anyhow::Result<T>;

@@ -2,8 +2,10 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 
 use anyhow::{Context, Result, bail};
 
@@ -47,6 +49,22 @@ pub fn output(command: &mut Command) -> Result<String> {
         bail!("`{line}` failed ({}): {reason}", output.status);
     }
     String::from_utf8(output.stdout).with_context(|| format!("output of `{line}` is not UTF-8"))
+}
+
+/// Lines of a pipe, read by a thread, so that one can wait for them with a time limit. Disconnected at its end.
+pub fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(pipe);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|size| size > 0) {
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    receiver
 }
 
 /// Where `$CARGO_HOME` is.

@@ -1,9 +1,13 @@
 //! Every developer and CI step of offheap, as `cargo xtask STEP`.
 
+mod bench;
 mod command;
 mod demo;
 mod ebpf;
+mod kernel_tests;
 mod setup;
+mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -24,6 +28,12 @@ enum Step {
     Setup,
     /// Build the BPF object and its digest; `--check` only compares them with the sources.
     BuildEbpf(ebpf::Arguments),
+    /// Run every test: set up, build, lint, unit tests, other kernels in QEMU, this kernel as root.
+    Test(test::Arguments),
+    /// Run the kernel tests on Debian's kernels in QEMU.
+    Vm(vm::Arguments),
+    /// Measure what tracing costs, beside empty probes and other tools, as root.
+    Bench(bench::Arguments),
     /// Build offheap and run its demo, as root.
     Demo(demo::Demo),
     /// Compare the in-kernel unwinder with a full DWARF walk on a running process, as root.
@@ -34,6 +44,9 @@ fn run(step: &Step) -> Result<()> {
     match step {
         Step::Setup => setup::install_missing(),
         Step::BuildEbpf(arguments) => ebpf::run_step(arguments),
+        Step::Test(arguments) => test::run_steps(arguments),
+        Step::Vm(arguments) => vm::run(arguments),
+        Step::Bench(arguments) => bench::run(arguments),
         Step::Demo(arguments) => demo::demo(arguments),
         Step::ValidateUnwind(arguments) => demo::validate_unwind(arguments),
     }

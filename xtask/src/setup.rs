@@ -36,7 +36,6 @@ const NEEDS: &[Need] = &[
     need("seabios", &["/usr/share/seabios/bios-256k.bin"]),
     need("ipxe-qemu", &["/usr/lib/ipxe/qemu/efi-virtio.rom"]),
     need("busybox-static", &["/bin/busybox"]),
-    need("cpio", &["cpio"]),
     need("debian-archive-keyring", &["/usr/share/keyrings/debian-archive-keyring.gpg"]),
 ];
 

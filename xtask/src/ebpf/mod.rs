@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{run, workspace};
 
 /// `cargo xtask build-ebpf`.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Arguments {
     /// Build nothing; fail if the object that is checked in was made from other sources.
     #[arg(long)]
@@ -28,9 +28,10 @@ pub struct Arguments {
 }
 
 /// An architecture that offheap traces.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
 pub enum Arch {
     /// x86-64.
+    #[default]
     #[value(name = "x86_64")]
     X86_64,
 }

@@ -1,0 +1,160 @@
+//! Builds targets from `tests/targets` into a cache under cargo's target directory.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use anyhow::{Context, bail};
+
+use crate::Result;
+use crate::require::find_program;
+
+/// How one target is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recipe {
+    C,
+    Cpp,
+    /// C++, stripped.
+    CppStripped,
+    Rust,
+    /// CPython extension beside a copy of the script that uses it.
+    Python,
+    /// N-API addon.
+    Node,
+    /// JNI library and class.
+    Java,
+}
+
+/// Name of the target (its source's name), how it is made, and the file that is run or loaded.
+const TARGETS: &[(&str, Recipe, &str)] = &[
+    ("rules", Recipe::C, "rules"),
+    ("interposed", Recipe::C, "interposed"),
+    ("noleak", Recipe::C, "noleak"),
+    ("startup", Recipe::C, "startup"),
+    ("puppet", Recipe::C, "puppet"),
+    ("spin_pairs", Recipe::C, "spin_pairs"),
+    ("exceptions", Recipe::Cpp, "exceptions"),
+    ("server_stripped", Recipe::CppStripped, "server_stripped"),
+    ("leak_rust", Recipe::Rust, "leak_rust"),
+    ("leak_python", Recipe::Python, "leak_native.so"),
+    ("leak_node", Recipe::Node, "leak_node.node"),
+    ("LeakJni", Recipe::Java, "LeakJni.class"),
+];
+
+/// Sources of the targets.
+pub fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("targets")
+}
+
+/// Where targets are built, or, in a virtual machine, where they lie ready (`OFFHEAP_TARGETS`).
+pub fn directory() -> Result<PathBuf> {
+    if let Some(ready) = env::var_os("OFFHEAP_TARGETS") {
+        return Ok(PathBuf::from(ready));
+    }
+    let executable = env::current_exe().context("cannot find the test program")?;
+    let target = executable.ancestors().find(|path| path.join("CACHEDIR.TAG").is_file());
+    Ok(target.context("the test program is not in cargo's target directory")?.join("test-targets"))
+}
+
+/// Builds a target unless it is newer than its sources; gives the file to run or load.
+pub fn target(name: &str) -> Result<PathBuf> {
+    let &(name, recipe, product) =
+        TARGETS.iter().find(|(known, ..)| *known == name).with_context(|| format!("no target `{name}`"))?;
+    let directory = directory()?;
+    let product = directory.join(product);
+    if env::var_os("OFFHEAP_TARGETS").is_some() {
+        return Ok(product);
+    }
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock();
+    if is_fresh(&product)? {
+        return Ok(product);
+    }
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create `{}`", directory.display()))?;
+    for mut command in recipe.commands(name, &directory, &product)? {
+        let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+        if !output.status.success() {
+            bail!("{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    Ok(product)
+}
+
+/// Builds every target.
+pub fn all_targets() -> Result<Vec<PathBuf>> {
+    TARGETS.iter().map(|(name, ..)| target(name)).collect()
+}
+
+/// Whether `product` is newer than every source; the sources are few and share a header.
+fn is_fresh(product: &Path) -> Result<bool> {
+    let Ok(built) = fs::metadata(product).and_then(|metadata| metadata.modified()) else { return Ok(false) };
+    for entry in fs::read_dir(sources()).context("cannot list the targets' sources")? {
+        if entry?.metadata()?.modified()? >= built {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+const C_FLAGS: &[&str] = &["-O2", "-g", "-Wall", "-Wextra", "-Werror"];
+
+fn compiler(program: &str, source: &str, product: &Path, flags: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(C_FLAGS).args(flags).arg("-o").arg(product).arg(sources().join(source));
+    command
+}
+
+impl Recipe {
+    fn commands(self, name: &str, directory: &Path, product: &Path) -> Result<Vec<Command>> {
+        // -rdynamic exports what the executable defines, allocator functions too.
+        let c = ["-std=gnu11", "-rdynamic", "-pthread"];
+        let cpp = ["-std=c++17", "-rdynamic", "-pthread"];
+        let shared = ["-std=gnu11", "-shared", "-fPIC"];
+        let c_source = format!("{name}.c");
+        let cpp_source = format!("{name}.cpp");
+        Ok(match self {
+            Self::C => vec![compiler("gcc", &c_source, product, &c)],
+            Self::Cpp => vec![compiler("g++", &cpp_source, product, &cpp)],
+            Self::CppStripped => {
+                let mut strip = Command::new("strip");
+                strip.arg(product);
+                vec![compiler("g++", &cpp_source, product, &cpp[..1]), strip]
+            }
+            Self::Rust => {
+                let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+                rustc.args(["-O", "-g", "--edition", "2024", "-o"]).arg(product);
+                rustc.arg(sources().join(format!("{name}.rs")));
+                vec![rustc]
+            }
+            Self::Python => {
+                let includes = Command::new("python3-config").arg("--includes").output();
+                let includes = String::from_utf8(includes.context("cannot run `python3-config`")?.stdout)?;
+                let mut gcc = compiler("gcc", &c_source, product, &shared);
+                gcc.args(includes.split_whitespace());
+                vec![gcc]
+            }
+            Self::Node => {
+                let mut gcc = compiler("gcc", &c_source, product, &shared);
+                gcc.arg("-I/usr/include/node");
+                vec![gcc]
+            }
+            Self::Java => {
+                let library = directory.join("libleak_jni.so");
+                let mut gcc = compiler("gcc", "leak_jni.c", &library, &shared);
+                let include = java_home()?.join("include");
+                gcc.arg("-I").arg(&include).arg("-I").arg(include.join("linux"));
+                let mut javac = Command::new("javac");
+                javac.arg("-d").arg(directory).arg(sources().join(format!("{name}.java")));
+                vec![gcc, javac]
+            }
+        })
+    }
+}
+
+/// The JDK that `javac` belongs to.
+fn java_home() -> Result<PathBuf> {
+    let javac = fs::canonicalize(find_program("javac").context("no javac")?)?;
+    Ok(javac.ancestors().nth(2).context("javac is not in a JDK")?.to_path_buf())
+}

@@ -1,0 +1,132 @@
+//! The kernel tests on other kernels, in QEMU.
+//!
+//! One Debian cloud kernel per suite, booted with an initramfs that holds the tests, offheap, the native targets and the
+//! libraries they need. No disk, no network, no KVM needed.
+
+mod initramfs;
+mod kernel;
+mod qemu;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::demo::{build_offheap, target_directory};
+use crate::kernel_tests;
+use initramfs::Image;
+use kernel::Kernel;
+
+/// Tests that run without language runtimes; the others need more than an initramfs holds.
+const GUEST_TESTS: &[&str] = &["native::", "lifecycle::", "errors::", "losses::", "output::"];
+/// The one test for kernels that offheap refuses.
+const REFUSAL_TEST: &[&str] = &["--ignored", "--exact", "old_kernel::old_kernel_is_refused"];
+const TIMEOUT_S: u64 = 900;
+const GUEST_TARGETS: &str = "/targets";
+const GUEST_OFFHEAP: &str = "/bin/offheap";
+
+/// `cargo xtask vm`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only these kernels, by the beginning of their release (`6.1.`).
+    #[arg(long)]
+    kernel: Vec<String>,
+    /// Fetch the newest kernels instead of using the cached ones.
+    #[arg(long)]
+    refresh: bool,
+    /// Seconds for one kernel.
+    #[arg(long, default_value_t = TIMEOUT_S)]
+    timeout_s: u64,
+    /// Run this program instead of the tests.
+    #[arg(long)]
+    program: Option<PathBuf>,
+    /// Arguments for that program, or test filters.
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self { kernel: Vec::new(), refresh: false, timeout_s: TIMEOUT_S, program: None, rest: Vec::new() }
+    }
+}
+
+/// Runs the tests on every kernel; fails at the end if one of them failed.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let mut image = match &arguments.program {
+        Some(program) => Image::new(program)?,
+        None => test_image()?,
+    };
+    let mut results = Vec::new();
+    for kernel in kernel::fetch(arguments.refresh)? {
+        if !arguments.kernel.is_empty()
+            && !arguments.kernel.iter().any(|wanted| kernel.release.starts_with(wanted))
+        {
+            continue;
+        }
+        let start = Instant::now();
+        image.set_arguments(&guest_arguments(arguments, &kernel));
+        let outcome = qemu::boot(&kernel, &image.archive(), arguments.timeout_s);
+        let result = match outcome {
+            Ok(0) => "ok".to_owned(),
+            Ok(status) => format!("FAILED with status {status}"),
+            Err(error) => format!("FAILED: {error:#}"),
+        };
+        let line = format!("vm: {} {result} ({:.1} s)", kernel.release, start.elapsed().as_secs_f64());
+        eprintln!("{line}");
+        results.push((result == "ok", line));
+    }
+    if results.is_empty() {
+        bail!("no such kernel: {:?}", arguments.kernel);
+    }
+    eprintln!("{}", results.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n"));
+    match results.iter().filter(|(is_ok, _)| !is_ok).count() {
+        0 => Ok(()),
+        count => bail!("vm: {count} of {} kernels failed", results.len()),
+    }
+}
+
+fn guest_arguments(arguments: &Arguments, kernel: &Kernel) -> Vec<String> {
+    let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+    if arguments.program.is_some() {
+        return arguments.rest.clone();
+    }
+    let mut list: Vec<String> = match (kernel.is_below_floor(), arguments.rest.is_empty()) {
+        (true, _) => owned(REFUSAL_TEST),
+        (false, true) => owned(GUEST_TESTS),
+        (false, false) => arguments.rest.clone(),
+    };
+    list.push("--test-threads=1".to_owned());
+    list
+}
+
+/// The tests with everything they need.
+fn test_image() -> Result<Image> {
+    let offheap = build_offheap()?;
+    let tests = kernel_tests::build()?;
+    kernel_tests::build_targets(&tests)?;
+    let mut image = Image::new(&tests)?;
+    image.add_program(&offheap, GUEST_OFFHEAP)?;
+    for target in executables(&target_directory().join("test-targets"))? {
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        image.add_program(&target, &format!("{GUEST_TARGETS}/{name}"))?;
+    }
+    image.set_variable("OFFHEAP_BIN", GUEST_OFFHEAP);
+    image.set_variable("OFFHEAP_TARGETS", GUEST_TARGETS);
+    image.set_variable("OFFHEAP_REQUIRE", "1");
+    Ok(image)
+}
+
+/// The programs in a folder; libraries for language runtimes stay out.
+fn executables(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("cannot list `{}`", directory.display()))? {
+        let path = entry.with_context(|| format!("cannot list `{}`", directory.display()))?.path();
+        if path.extension().is_none() && path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
