@@ -1,5 +1,12 @@
-//! Finds the target's allocators and decides where each probe goes.
+//! Finds the target's allocators and decides where each probe goes. Reads /proc and files, changes nothing.
 
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct AttachError;
+pub mod discover;
+mod error;
+pub mod feature;
+pub mod maps;
+pub mod object;
+pub mod placement;
+pub mod resolve;
+pub mod target;
+
+pub use error::AttachError;

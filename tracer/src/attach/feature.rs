@@ -1,0 +1,190 @@
+//! What this kernel and these privileges allow: available, unsupported and not permitted are three things.
+
+use std::{fs, path::Path};
+
+use super::AttachError;
+
+/// A state of a feature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// It is there; the text says more.
+    Available(String),
+    /// The kernel does not have it; the text says from when on it would.
+    Unsupported(String),
+    /// We may not use it; the text says what is needed.
+    NotPermitted(String),
+}
+
+/// A kernel release: major, minor, patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Release(pub u32, pub u32, pub u32);
+
+impl Release {
+    /// The first kernel with attach cookies for perf uprobes.
+    pub const OLDEST: Self = Self(5, 15, 0);
+
+    /// Reads `6.1.0-18-amd64`; what is missing is 0.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split(|character: char| !character.is_ascii_digit()).map(|part| part.parse().ok());
+        Some(Self(numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
+    }
+
+    /// Whether a process with a seccomp filter is killed by its first return probe: the uretprobe system
+    /// call came with 6.11, and filters were taught to pass it in 6.14 and in late 6.12 and 6.13 releases.
+    /// Of those the first safe ones are taken with some distance. Distributions count their patches
+    /// otherwise (`6.12.0-…`), so they are refused too: better than to kill.
+    pub fn kills_seccomp(self) -> bool {
+        match self {
+            Self(6, 11, _) => true,
+            Self(6, 12, patch) => patch < 16,
+            Self(6, 13, patch) => patch < 5,
+            _ => false,
+        }
+    }
+}
+
+/// `uname -r`.
+pub fn release_text() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Refuses kernels that are too old, before anything is tried on them.
+///
+/// # Errors
+/// [`AttachError::OldKernel`].
+pub fn require_kernel(release: &str) -> Result<(), AttachError> {
+    match Release::parse(release) {
+        Some(parsed) if parsed < Release::OLDEST => Err(AttachError::OldKernel { release: release.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what cannot work: no uprobes, no BTF, no privileges.
+///
+/// # Errors
+/// [`AttachError::OldKernel`], [`AttachError::NotPermitted`], [`AttachError::Unsupported`].
+pub fn require_tracing() -> Result<(), AttachError> {
+    require_kernel(&release_text())?;
+    let missing = missing_capabilities();
+    if !missing.is_empty() {
+        return Err(AttachError::NotPermitted {
+            operation: "load BPF programs and read other processes".to_owned(),
+            capability: "CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE",
+        });
+    }
+    if !Path::new("/sys/bus/event_source/devices/uprobe/type").exists() {
+        return Err(AttachError::Unsupported {
+            what: "uprobes for perf",
+            hint: "it was built without CONFIG_UPROBE_EVENTS, or /sys is not mounted",
+        });
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Err(AttachError::Unsupported {
+            what: "BTF",
+            hint: "it was built without CONFIG_DEBUG_INFO_BTF, or /sys is not mounted",
+        });
+    }
+    Ok(())
+}
+
+/// Refuses a target that its kernel would kill at the first return probe.
+///
+/// # Errors
+/// [`AttachError::Seccomp`].
+pub fn require_no_seccomp_kill(tgid: u32, seccomp_mode: u32) -> Result<(), AttachError> {
+    let release = release_text();
+    if seccomp_mode != 0 && Release::parse(&release).is_some_and(Release::kills_seccomp) {
+        return Err(AttachError::Seccomp { tgid, release });
+    }
+    Ok(())
+}
+
+/// Bits of the effective capabilities that matter, include/uapi/linux/capability.h.
+const CAPABILITIES: [(u32, &str); 3] = [(19, "CAP_SYS_PTRACE"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+
+/// Those that this process lacks. CAP_SYS_ADMIN stands for CAP_PERFMON and CAP_BPF.
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let effective = fs::read_to_string("/proc/self/status").ok().and_then(|status| effective_capabilities(&status));
+    let Some(effective) = effective else { return Vec::new() };
+    let has = |bit: u32| effective & (1 << bit) != 0;
+    let is_admin = has(21);
+    CAPABILITIES
+        .into_iter()
+        .filter(|(bit, _)| !(has(*bit) || (*bit >= 38 && is_admin)))
+        .map(|(_, name)| name)
+        .collect()
+}
+
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// Everything `doctor` tells about this machine, by name.
+pub fn survey() -> Vec<(&'static str, Feature)> {
+    let release = release_text();
+    let kernel = match require_kernel(&release) {
+        Ok(()) => Feature::Available(release),
+        Err(error) => Feature::Unsupported(error.to_string()),
+    };
+    let missing = missing_capabilities();
+    let privileges = if missing.is_empty() {
+        Feature::Available("CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE".to_owned())
+    } else {
+        Feature::NotPermitted(format!("{} missing: run as root", missing.join(", ")))
+    };
+    let file = |path: &str, present: &str, absent: &str| {
+        if Path::new(path).exists() {
+            Feature::Available(present.to_owned())
+        } else {
+            Feature::Unsupported(absent.to_owned())
+        }
+    };
+    let sysctl = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned());
+    let jit = match sysctl("/proc/sys/net/core/bpf_jit_enable") {
+        Ok(value) if value == "0" => {
+            Feature::Available("off: programs are interpreted, several times slower".to_owned())
+        }
+        Ok(_) => Feature::Available("on".to_owned()),
+        Err(error) => Feature::NotPermitted(format!("cannot be read: {error}")),
+    };
+    vec![
+        ("kernel", kernel),
+        ("privileges", privileges),
+        ("uprobes", file("/sys/bus/event_source/devices/uprobe/type", "perf uprobes", "CONFIG_UPROBE_EVENTS is missing")),
+        ("BTF", file("/sys/kernel/btf/vmlinux", "of the kernel", "CONFIG_DEBUG_INFO_BTF is missing")),
+        ("tracefs", file("/sys/kernel/tracing/events", "mounted", "not mounted; not needed")),
+        ("BPF JIT", jit),
+    ]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        assert_eq!(Release::parse("6.1.0-18-amd64"), Some(Release(6, 1, 0)));
+        assert_eq!(Release::parse("5.10.262+x"), Some(Release(5, 10, 262)));
+        assert_eq!(Release::parse("7.2-rc1"), Some(Release(7, 2, 1)));
+        assert_eq!(Release::parse("nonsense"), None);
+        assert!(matches!(require_kernel("5.10.0-8-amd64"), Err(AttachError::OldKernel { .. })));
+        assert!(require_kernel("5.15.0").is_ok() && require_kernel("6.1.0").is_ok());
+    }
+
+    #[test]
+    fn the_kernels_that_kill_are_known() {
+        for (text, kills) in
+            [("6.10.14", false), ("6.11.9", true), ("6.12.5", true), ("6.12.117", false), ("6.13.1", true), ("6.14.0", false), ("6.1.0", false)]
+        {
+            assert_eq!(Release::parse(text).unwrap().kills_seccomp(), kills, "{text}");
+        }
+    }
+
+    #[test]
+    fn capabilities_are_read_from_status() {
+        assert_eq!(effective_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(0x1ff_ffff_ffff));
+        assert_eq!(effective_capabilities("Name:\tx\n"), None);
+    }
+}

@@ -1,0 +1,138 @@
+//! The files behind executable mappings, opened as what is mapped, not by name.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+};
+
+use object::{Object as _, ReadCache};
+
+use super::{AttachError, maps::MapEntry};
+
+/// Largest file that is read whole.
+const MAX_BYTES: u64 = 2 << 30;
+
+/// An open file.
+#[derive(Debug)]
+pub struct ObjectFile {
+    file: File,
+    path: String,
+    build_id: Option<String>,
+}
+
+impl ObjectFile {
+    /// Opens the file behind a mapping: through `map_files`, which gives the very file also if it was
+    /// deleted or replaced or lies in another mount namespace; else by the target's root, if device and
+    /// inode agree.
+    ///
+    /// # Errors
+    /// [`AttachError::Object`].
+    pub fn open(tgid: u32, entry: &MapEntry) -> Result<Self, AttachError> {
+        let path = entry.display_name();
+        let mapped = format!("/proc/{tgid}/map_files/{:x}-{:x}", entry.start, entry.end);
+        let file = File::open(mapped)
+            .or_else(|error| open_by_name(tgid, entry).ok_or(error))
+            .map_err(|source| AttachError::Object { tgid, path: path.clone(), source })?;
+        let build_id = build_id(&file);
+        Ok(Self { file, path, build_id })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Path as the target sees it; hostile input.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// GNU build id in hex.
+    pub fn build_id(&self) -> Option<&str> {
+        self.build_id.as_deref()
+    }
+
+    /// The contents. Read rather than mapped: a file that somebody truncates must not kill us.
+    ///
+    /// # Errors
+    /// [`AttachError::TooLarge`], [`AttachError::Object`].
+    pub fn read_all(&self) -> Result<Vec<u8>, AttachError> {
+        let failed = |source| AttachError::Object { tgid: 0, path: self.path.clone(), source };
+        let metadata = self.file.metadata().map_err(failed)?;
+        // A device or a pipe may never end.
+        if !metadata.is_file() || metadata.len() > MAX_BYTES {
+            return Err(AttachError::TooLarge { path: self.path.clone(), bytes: metadata.len(), limit: MAX_BYTES });
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+        let mut reader = OffsetReader { file: &self.file, offset: 0 };
+        reader.by_ref().take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+}
+
+fn open_by_name(tgid: u32, entry: &MapEntry) -> Option<File> {
+    let name = std::str::from_utf8(&entry.name).ok()?.strip_prefix('/')?;
+    let file = File::open(format!("/proc/{tgid}/root/{name}")).ok()?;
+    let metadata = file.metadata().ok()?;
+    let device = u64::from(rustix::fs::major(metadata.dev())) << 32 | u64::from(rustix::fs::minor(metadata.dev()));
+    (device == entry.device && metadata.ino() == entry.inode && metadata.is_file()).then_some(file)
+}
+
+fn build_id(file: &File) -> Option<String> {
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let cache = ReadCache::new(OffsetReader { file, offset: 0 });
+    let object = object::File::parse(&cache).ok()?;
+    let id = object.build_id().ok()??;
+    (id.len() <= 64).then(|| id.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A reader with a position of its own: that of a descriptor is shared with its duplicates.
+struct OffsetReader<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for OffsetReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = std::os::unix::fs::FileExt::read_at(self.file, buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+impl io::Seek for OffsetReader<'_> {
+    fn seek(&mut self, position: io::SeekFrom) -> io::Result<u64> {
+        let (base, distance) = match position {
+            io::SeekFrom::Start(offset) => (offset, 0),
+            io::SeekFrom::Current(distance) => (self.offset, distance),
+            io::SeekFrom::End(distance) => (self.file.metadata()?.len(), distance),
+        };
+        self.offset = base.checked_add_signed(distance).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.offset)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::attach::maps;
+
+    #[test]
+    fn libc_is_opened_as_it_is_mapped() {
+        let entries = maps::read(std::process::id()).unwrap();
+        let libc = entries
+            .iter()
+            .find(|entry| entry.is_executable() && entry.display_name().contains("/libc.so.6"))
+            .unwrap();
+        let object = ObjectFile::open(std::process::id(), libc).unwrap();
+        assert_eq!(&object.read_all().unwrap()[..4], b"\x7fELF");
+        assert_eq!(object.build_id().unwrap().len(), 40);
+        assert!(open_by_name(std::process::id(), libc).is_some());
+        let other = MapEntry { inode: libc.inode + 1, ..libc.clone() };
+        assert!(open_by_name(std::process::id(), &other).is_none(), "another file of that name");
+    }
+}
