@@ -19,8 +19,10 @@ const MAX_FDES: u64 = 4_000_000;
 const MAX_CIE_BYTES: usize = 4096;
 /// Longest FDE, in bytes.
 const MAX_FDE_BYTES: usize = 1 << 20;
-/// Bytes of instructions that are evaluated for one file.
-const MAX_EVALUATED_BYTES: u64 = 512 << 20;
+/// Bytes of entries that are evaluated for one file: this, plus [`MAX_EVALUATIONS`] times its section.
+/// Only overlapping FDEs, or CIEs much longer than their FDEs, need so much.
+const MAX_EVALUATED_BYTES: u64 = 4 << 20;
+const MAX_EVALUATIONS: u64 = 4;
 /// Longest stub at the entry point, in bytes.
 const MAX_ENTRY_STUB_BYTES: u64 = 256;
 
@@ -199,7 +201,8 @@ impl<'d> Cfi<'d> {
         ranges: &[CodeRange],
         visit: impl FnMut(u64, u64, Unwind<'_>) -> Result<(), UnwindError>,
     ) -> Result<(), UnwindError> {
-        as_section!(self, section => visit_rows(&section, &self.bases, ranges, visit))
+        let limit = MAX_EVALUATED_BYTES + MAX_EVALUATIONS * self.bytes.len() as u64;
+        as_section!(self, section => visit_rows(&section, &self.bases, ranges, limit, visit))
     }
 
     /// Evaluates the FDE at `fde_offset` for one address.
@@ -328,6 +331,7 @@ fn visit_rows<'d, S: UnwindSection<Slice<'d>>>(
     section: &S,
     bases: &BaseAddresses,
     ranges: &[CodeRange],
+    max_evaluated_bytes: u64,
     mut visit: impl FnMut(u64, u64, Unwind<'_>) -> Result<(), UnwindError>,
 ) -> Result<(), UnwindError> {
     let mut cies = CieCache::default();
@@ -342,7 +346,7 @@ fn visit_rows<'d, S: UnwindSection<Slice<'d>>>(
         let fde = section.fde_from_offset(bases, offset.into(), |s, b, o| cies.get(s, b, o));
         if let Ok(fde) = &fde {
             evaluated_bytes += (fde.entry_len() + fde.cie().entry_len()) as u64;
-            check_limit("evaluated call frame information in bytes", evaluated_bytes, MAX_EVALUATED_BYTES)?;
+            check_limit("evaluated call frame information in bytes", evaluated_bytes, max_evaluated_bytes)?;
             let traits = FrameTraits::of(fde);
             if let Ok(mut table) = fde.rows(section, bases, &mut context) {
                 while let Ok(Some(row)) = table.next_row() {
