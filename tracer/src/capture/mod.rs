@@ -22,7 +22,7 @@ pub use create::{CreateError, Owner, create_file};
 pub use error::CaptureError;
 pub use read::{Capture, Finish, Overhead};
 pub use schema::{APPLICATION_ID, FORMAT_VERSION};
-pub use series::{MAX_POINTS, Series};
+pub use series::{MAX_POINTS, Series, thinned};
 pub use write::CaptureWriter;
 
 use crate::model::Target;
