@@ -1,5 +1,47 @@
 //! The capture file: SQLite, one file, readable while and after recording.
+//!
+//! [`CaptureWriter`] takes what `record` sees, one transaction per tick; [`Capture::open`] gives it back,
+//! bounded and checked, without writing to the file or its directory. The format is described in
+//! `docs/capture-format.md`. It is not the kernel ABI: the conversion from one to the other is here.
 
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct CaptureError;
+mod create;
+mod error;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod open;
+mod read;
+mod row;
+mod schema;
+mod series;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub use create::{CreateError, Owner, create_file};
+pub use error::CaptureError;
+pub use read::{Capture, Finish, Overhead};
+pub use schema::{APPLICATION_ID, FORMAT_VERSION};
+pub use series::{MAX_POINTS, Series, thinned};
+pub use write::CaptureWriter;
+
+use crate::model::Target;
+
+/// What is known when a recording begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Who is traced.
+    pub target: Target,
+    /// Wall-clock start, nanoseconds since 1970 (UTC).
+    pub start_realtime_ns: u64,
+    /// Distance of the samples.
+    pub interval_ns: u64,
+    /// Settings of the recording, by name, for whoever wants to repeat it.
+    pub settings: Vec<(String, String)>,
+    /// `uname -r` of the recording machine.
+    pub kernel_release: String,
+    /// Version of offheap that recorded.
+    pub offheap_version: String,
+    /// `uname -m` of the recording machine.
+    pub machine: String,
+}

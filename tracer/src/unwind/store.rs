@@ -100,6 +100,11 @@ impl<K: Eq + Hash> TableStore<K> {
         }
     }
 
+    /// Keeps to other sizes from now on; what is there stays.
+    pub fn set_limits(&mut self, limits: StoreLimits) {
+        self.limits = StoreLimits { escapes: limits.escapes.min(MAX_ESCAPES), ..limits };
+    }
+
     /// The table of a file that was added before.
     pub fn get(&self, file: &K) -> Option<PlacedTable> {
         self.placed.get(file).copied()

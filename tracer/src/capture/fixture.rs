@@ -1,0 +1,263 @@
+//! Hand-written recordings for tests: they go through the writer and the reader like real ones.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::Path;
+
+use tracer_common::abi::{Loss, SiteCounters};
+
+use super::{Capture, CaptureWriter, Header};
+use crate::model::{
+    EndReason, Frame, FrameId, FrameKind, Lens, LiveAge, Location, LossTally, Object, ObjectId, RssSample,
+    Runtime, Stack, StackEnd, Target,
+};
+
+pub(crate) const MIB: u64 = 1 << 20;
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// A recording in the making.
+pub(crate) struct Recording {
+    pub(crate) header: Header,
+    pub(crate) objects: Vec<Object>,
+    pub(crate) frames: Vec<Frame>,
+    pub(crate) stacks: Vec<Stack>,
+    pub(crate) ticks: Vec<(u64, Vec<(u32, SiteCounters)>)>,
+    pub(crate) rss: Vec<RssSample>,
+    pub(crate) losses: Vec<LossTally>,
+    pub(crate) live_ages: Vec<LiveAge>,
+    pub(crate) overhead: Option<(u64, Option<u64>)>,
+    pub(crate) hints: Vec<String>,
+    pub(crate) finish: Option<(EndReason, u64)>,
+}
+
+/// Counters of `count` blocks of `size_bytes`, of which `freed` were released.
+pub(crate) fn blocks(size_bytes: u64, count: u64, freed: u64) -> SiteCounters {
+    SiteCounters {
+        allocated_bytes: size_bytes * count,
+        allocated_count: count,
+        freed_bytes: size_bytes * freed,
+        freed_count: freed,
+    }
+}
+
+impl Recording {
+    /// Nothing but a header.
+    pub(crate) fn new() -> Self {
+        let target = Target {
+            tgid: 4242,
+            inner_tgid: Some(7),
+            comm: "node".into(),
+            cmdline: vec!["node".into(), "app.js".into()],
+            exe: Some("/usr/bin/node".into()),
+            runtime: Some(Runtime { name: "node".into(), version: Some("20.20.2".into()) }),
+        };
+        let header = Header {
+            target,
+            start_realtime_ns: 1_763_690_400 * SECOND_NS,
+            interval_ns: SECOND_NS,
+            settings: vec![("duration".into(), "10s".into()), ("max-sites".into(), "65536".into())],
+            kernel_release: "6.18.0".into(),
+            offheap_version: "0.1.0".into(),
+            machine: "x86_64".into(),
+        };
+        Self {
+            header,
+            objects: Vec::new(),
+            frames: Vec::new(),
+            stacks: Vec::new(),
+            ticks: Vec::new(),
+            rss: Vec::new(),
+            losses: Loss::ALL.iter().map(|loss| tally(*loss, 0, 0)).collect(),
+            live_ages: Vec::new(),
+            overhead: None,
+            hints: Vec::new(),
+            finish: Some((EndReason::Duration, 10 * SECOND_NS)),
+        }
+    }
+
+    /// Adds an object.
+    pub(crate) fn object(&mut self, path: &str, build_id: Option<&str>) -> ObjectId {
+        let id = ObjectId(self.objects.len() as u32);
+        self.objects.push(Object { id, path: path.into(), build_id: build_id.map(str::to_owned) });
+        id
+    }
+
+    /// Adds a frame of an object.
+    pub(crate) fn frame(&mut self, object: ObjectId, offset: u64, locations: Vec<Location>) -> FrameId {
+        let id = FrameId(self.frames.len() as u32);
+        let address = 0x7f00_0000_0000 + (u64::from(id.0) << 20) + offset;
+        let (object, file_offset) = (Some(object), Some(offset));
+        self.frames.push(Frame { id, address, object, file_offset, kind: FrameKind::Native, locations });
+        id
+    }
+
+    /// Adds a stack.
+    pub(crate) fn stack(&mut self, site: u32, end: StackEnd, frames: &[FrameId]) {
+        self.stacks.push(Stack { site, tgid: 4242, frames: frames.to_vec(), end });
+    }
+
+    /// Sets what was lost.
+    pub(crate) fn loss(&mut self, loss: Loss, count: u64, bytes: u64) {
+        self.losses[loss as usize] = tally(loss, count, bytes);
+    }
+
+    /// Adds a tick at a whole second.
+    pub(crate) fn tick(&mut self, second: u64, samples: &[(u32, SiteCounters)], rss_bytes: u64) {
+        let elapsed_ns = second * SECOND_NS;
+        self.ticks.push((elapsed_ns, samples.to_vec()));
+        self.rss.push(RssSample {
+            elapsed_ns,
+            rss_bytes,
+            anonymous_bytes: Some(rss_bytes / 2),
+            file_bytes: None,
+            shared_bytes: Some(0),
+            swap_bytes: None,
+        });
+    }
+
+    /// Writes the capture as a recorder would.
+    pub(crate) fn write(&self, path: &Path) {
+        let mut writer = CaptureWriter::create(path, false, &self.header).unwrap();
+        for object in &self.objects {
+            writer.add_object(object).unwrap();
+        }
+        for frame in &self.frames {
+            let bare = Frame { locations: Vec::new(), ..frame.clone() };
+            writer.add_frame(&bare).unwrap();
+        }
+        for stack in &self.stacks {
+            writer.add_stack(Lens::Malloc, stack).unwrap();
+        }
+        for ((elapsed_ns, samples), rss) in self.ticks.iter().zip(&self.rss) {
+            writer.add_samples(*elapsed_ns, samples).unwrap();
+            writer.add_rss(rss).unwrap();
+            writer.set_losses(&self.losses).unwrap();
+            writer.commit().unwrap();
+        }
+        for frame in &self.frames {
+            writer.set_locations(frame.id, &frame.locations).unwrap();
+        }
+        writer.add_live_ages(&self.live_ages).unwrap();
+        for hint in &self.hints {
+            writer.add_hint(hint).unwrap();
+        }
+        if let Some((probe_hits, probe_cpu_ns)) = self.overhead {
+            writer.set_overhead(probe_hits, probe_cpu_ns).unwrap();
+        }
+        writer.commit().unwrap();
+        if let Some((reason, elapsed_ns)) = self.finish {
+            writer.finish(reason, elapsed_ns).unwrap();
+        }
+    }
+
+    /// The recording as the reader gives it back.
+    pub(crate) fn capture(&self) -> Capture {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fixture.offheap");
+        self.write(&path);
+        Capture::open(&path).unwrap()
+    }
+}
+
+fn tally(loss: Loss, count: u64, bytes: u64) -> LossTally {
+    LossTally {
+        reason: loss.name().into(),
+        count,
+        bytes,
+        is_incomplete: loss.is_incomplete(),
+        meaning: loss.meaning().into(),
+    }
+}
+
+/// One function at a line.
+pub(crate) fn at(function: &str, file: &str, line: u32) -> Vec<Location> {
+    vec![location(function, file, line, false)]
+}
+
+/// A location.
+pub(crate) fn location(function: &str, file: &str, line: u32, inlined: bool) -> Location {
+    Location { function: Some(function.into()), file: Some(file.into()), line: Some(line), inlined }
+}
+
+/// No symbol.
+pub(crate) fn nameless() -> Vec<Location> {
+    vec![Location { function: None, file: None, line: None, inlined: false }]
+}
+
+/// A Node process with a leaking addon: two leaking sites below a common root (one of them in two
+/// epochs), a cache that is full, a broken stack, lost stacks, hostile names.
+pub(crate) fn leaky() -> Recording {
+    let mut recording = Recording::new();
+    let node = recording.object("/usr/bin/node", Some("aa11"));
+    let addon = recording.object("/app/addon.node", Some("bb22"));
+    let libc = recording.object("/usr/lib/x86_64-linux-gnu/libc.so.6", Some("cc33"));
+    let evil = recording.object("/tmp/\u{1b}[31mevil\u{202e}\n.so", None);
+    let again = recording.object("/app/addon.node", Some("bb22"));
+
+    let start = recording.frame(libc, 0x2_7000, at("__libc_start_main", "libc-start.c", 360));
+    let main = recording.frame(node, 0x9000, at("main", "node_main.cc", 97));
+    let run =
+        recording.frame(node, 0x9100, at("node::SpinEventLoopInternal(node::Environment*)", "api.cc", 40));
+    let leak = recording.frame(addon, 0x1200, at("leak_scratch(unsigned long)", "/app/src/addon.cc", 12));
+    let leak_again =
+        recording.frame(again, 0x1200, at("leak_scratch(unsigned long)", "/app/src/addon.cc", 12));
+    let call = recording.frame(
+        addon,
+        0x1300,
+        vec![
+            location("Scratch::grow(int)", "/app/src/scratch.h", 33, true),
+            location("Init(napi_env__*, napi_callback_info__*)", "/app/src/addon.cc", 80, false),
+        ],
+    );
+    let new = recording.frame(libc, 0x5000, at("operator new(unsigned long)", "new_op.cc", 50));
+    let vector = recording.frame(
+        addon,
+        0x1400,
+        vec![
+            location("std::__new_allocator<std::pair<int const, std::vector<std::string, std::allocator<std::string> > > >::allocate(unsigned long, void const*)", "new_allocator.h", 151, true),
+            location("Cache::remember(std::unordered_map<std::string, std::vector<std::pair<int, long> >, std::hash<std::string> > const&)", "/app/src/cache.cc", 7, false),
+        ],
+    );
+    let broken = recording.frame(evil, 0x10, nameless());
+
+    recording.stack(1, StackEnd::ThreadStart, &[leak, call, run, main, start]);
+    recording.stack(2, StackEnd::ThreadStart, &[new, vector, run, main, start]);
+    recording.stack(3, StackEnd::ThreadStart, &[leak_again, call, run, main, start]);
+    recording.stack(4, StackEnd::NoTable, &[broken]);
+    for second in 1..=10 {
+        let mut samples =
+            vec![(1, blocks(4096, 256 * second, 0)), (4, blocks(100, 50 * second, 50 * second - 5))];
+        if second == 3 {
+            samples.push((2, blocks(1 << 20, 3, 0)));
+        }
+        if second == 8 {
+            samples.push((3, blocks(4096, 64, 0)));
+            samples.push((0, blocks(512, 9, 0)));
+        }
+        recording.tick(second, &samples, 100 * MIB + second * MIB);
+    }
+    recording.live_ages = vec![
+        LiveAge { site: 1, born_ns: SECOND_NS, count: 1280, bytes: 1280 * 4096 },
+        LiveAge { site: 1, born_ns: 8 * SECOND_NS, count: 1280, bytes: 1280 * 4096 },
+        LiveAge { site: 2, born_ns: 2_500_000_000, count: 3, bytes: 3 << 20 },
+        LiveAge { site: 3, born_ns: 7_400_000_000, count: 64, bytes: 64 * 4096 },
+        LiveAge { site: 4, born_ns: 9_900_000_000, count: 5, bytes: 500 },
+        LiveAge { site: 0, born_ns: 7_400_000_000, count: 9, bytes: 9 * 512 },
+    ];
+    recording.loss(Loss::StackRingFull, 9, 9 * 512);
+    recording.loss(Loss::UnknownRelease, 31, 0);
+    recording.overhead = Some((12_345, Some(40_000_000)));
+    recording.hints = vec!["start node with --perf-basic-prof to see JavaScript function names".into()];
+    recording
+}
+
+/// A process that holds nothing back.
+pub(crate) fn clean() -> Recording {
+    let mut recording = Recording::new();
+    let object = recording.object("/bin/tidy", Some("dd44"));
+    let main = recording.frame(object, 0x400, at("main", "tidy.c", 3));
+    recording.stack(1, StackEnd::ThreadStart, &[main]);
+    for second in 1..=10 {
+        recording.tick(second, &[(1, blocks(64, 1000 * second, 1000 * second))], 10 * MIB);
+    }
+    recording
+}

@@ -1,0 +1,366 @@
+//! Reads a capture into memory, with bounds. The file is hostile input: what does not fit is skipped and
+//! counted, and only a file that cannot be read on is an error.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use rusqlite::{Connection, Row};
+use tracer_common::abi::{MAX_FRAMES, SiteCounters};
+
+use super::row::{bits, each, id, nullable, text, unsigned};
+use super::series::Thinner;
+use super::{CaptureError, Header, Series, open};
+use crate::model::{
+    EndReason, Frame, FrameId, FrameKind, Lens, LiveAge, Location, LossTally, Object, ObjectId, RssSample,
+    Runtime, Stack, StackEnd, Target,
+};
+
+/// Most rows taken from one table; far above what the default bounds of a recording can make.
+const MAX_ROWS: usize = 8_000_000;
+/// Most rows of the tables that describe the recording.
+const MAX_HEAD_ROWS: usize = 10_000;
+/// Most locations of one frame: functions inlined into each other.
+const MAX_LOCATIONS: usize = 256;
+/// Most samples kept after thinning.
+const MAX_SERIES_ENTRIES: usize = 8_000_000;
+
+/// How a recording ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finish {
+    /// Why.
+    pub reason: EndReason,
+    /// Since the start.
+    pub elapsed_ns: u64,
+}
+
+/// What the tracing itself did to the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overhead {
+    /// Program runs.
+    pub probe_hits: u64,
+    /// Their CPU time, where it was measured.
+    pub probe_cpu_ns: Option<u64>,
+}
+
+/// A recording.
+#[derive(Clone, Debug)]
+pub struct Capture {
+    /// What was known at its begin.
+    pub header: Header,
+    /// Files that frames lie in.
+    pub objects: HashMap<ObjectId, Object>,
+    /// Frames; each has at least one location.
+    pub frames: HashMap<FrameId, Frame>,
+    /// Stacks by site number, rising. Every frame of them is in `frames`.
+    pub stacks: Vec<(Lens, Stack)>,
+    /// Counters over time.
+    pub series: Series,
+    /// Memory over time.
+    pub rss: Vec<RssSample>,
+    /// The loss ledger.
+    pub losses: Vec<LossTally>,
+    /// Blocks that were live at the end, by age.
+    pub live_ages: Vec<LiveAge>,
+    /// `None` where it was not measured.
+    pub overhead: Option<Overhead>,
+    /// Sentences for the user.
+    pub hints: Vec<String>,
+    /// `None` for a recording that was interrupted, or still goes on.
+    pub finish: Option<Finish>,
+    /// Rows that made no sense or exceeded a bound.
+    pub skipped_rows: u64,
+}
+
+impl Capture {
+    /// Reads a capture, also one that is being recorded or was interrupted.
+    pub fn open(path: &Path) -> Result<Self, CaptureError> {
+        let connection = open::open(path)?;
+        let loaded = Loader { connection: &connection, skipped_rows: 0 }.load();
+        let damaged =
+            || CaptureError::Damaged { path: path.to_path_buf(), detail: "it has no header".into() };
+        loaded.map_err(|error| CaptureError::reading(path, error))?.ok_or_else(damaged)
+    }
+
+    /// Length of the recording, as far as it is known.
+    pub fn elapsed_ns(&self) -> u64 {
+        let ticks_ns = self.series.points_ns.last().copied().unwrap_or(0);
+        let rss_ns = self.rss.last().map_or(0, |sample| sample.elapsed_ns);
+        self.finish.map_or(ticks_ns.max(rss_ns), |finish| finish.elapsed_ns)
+    }
+}
+
+struct Loader<'a> {
+    connection: &'a Connection,
+    skipped_rows: u64,
+}
+
+impl Loader<'_> {
+    fn load(mut self) -> rusqlite::Result<Option<Capture>> {
+        let Some(header) = self.header()? else { return Ok(None) };
+        let objects = self.objects()?;
+        let frames = self.frames(&objects)?;
+        let stacks = self.stacks(&frames)?;
+        let series = self.series()?;
+        let rss = self.rss()?;
+        let losses = self.losses()?;
+        let live_ages = self.live_ages()?;
+        let overhead = self.overhead()?;
+        let hints = self.hints()?;
+        let finish = self.finish()?;
+        let skipped_rows = self.skipped_rows;
+        Ok(Some(Capture {
+            header,
+            objects,
+            frames,
+            stacks,
+            series,
+            rss,
+            losses,
+            live_ages,
+            overhead,
+            hints,
+            finish,
+            skipped_rows,
+        }))
+    }
+
+    fn each(
+        &mut self,
+        sql: &str,
+        limit: usize,
+        take: impl FnMut(&Row<'_>) -> Option<()>,
+    ) -> rusqlite::Result<()> {
+        self.skipped_rows = self.skipped_rows.saturating_add(each(self.connection, sql, limit, take)?);
+        Ok(())
+    }
+
+    fn all<T>(
+        &mut self,
+        sql: &str,
+        limit: usize,
+        take: impl Fn(&Row<'_>) -> Option<T>,
+    ) -> rusqlite::Result<Vec<T>> {
+        let mut rows = Vec::new();
+        self.each(sql, limit, |row| take(row).map(|value| rows.push(value)))?;
+        Ok(rows)
+    }
+
+    fn first<T>(&mut self, sql: &str, take: impl Fn(&Row<'_>) -> Option<T>) -> rusqlite::Result<Option<T>> {
+        Ok(self.all(sql, 1, take)?.into_iter().next())
+    }
+
+    fn header(&mut self) -> rusqlite::Result<Option<Header>> {
+        let cmdline =
+            self.all("SELECT value FROM argument ORDER BY position", MAX_HEAD_ROWS, |row| text(row, 0))?;
+        let settings =
+            self.all("SELECT name, value FROM setting ORDER BY position", MAX_HEAD_ROWS, |row| {
+                Some((text(row, 0)?, text(row, 1)?))
+            })?;
+        let target = self.first(
+            "SELECT tgid, inner_tgid, comm, exe, runtime_name, runtime_version FROM target",
+            |row| {
+                let version = nullable(row, 5, text)?;
+                Some(Target {
+                    tgid: id(row, 0)?,
+                    inner_tgid: nullable(row, 1, id)?,
+                    comm: text(row, 2)?,
+                    cmdline: cmdline.clone(),
+                    exe: nullable(row, 3, text)?,
+                    runtime: nullable(row, 4, text)?.map(|name| Runtime { name, version }),
+                })
+            },
+        )?;
+        let Some(target) = target else { return Ok(None) };
+        self.first(
+            "SELECT start_realtime_ns, interval_ns, kernel_release, offheap_version, machine FROM recording",
+            |row| {
+                Some(Header {
+                    target: target.clone(),
+                    start_realtime_ns: unsigned(row, 0)?,
+                    interval_ns: unsigned(row, 1)?,
+                    settings: settings.clone(),
+                    kernel_release: text(row, 2)?,
+                    offheap_version: text(row, 3)?,
+                    machine: text(row, 4)?,
+                })
+            },
+        )
+    }
+
+    fn objects(&mut self) -> rusqlite::Result<HashMap<ObjectId, Object>> {
+        let mut objects = HashMap::new();
+        self.each("SELECT id, path, build_id FROM object", MAX_ROWS, |row| {
+            let id = ObjectId(id(row, 0)?);
+            objects.insert(id, Object { id, path: text(row, 1)?, build_id: nullable(row, 2, text)? });
+            Some(())
+        })?;
+        Ok(objects)
+    }
+
+    fn frames(&mut self, objects: &HashMap<ObjectId, Object>) -> rusqlite::Result<HashMap<FrameId, Frame>> {
+        let mut frames = HashMap::new();
+        self.each("SELECT id, address, object, file_offset, kind FROM frame", MAX_ROWS, |row| {
+            let id_ = FrameId(id(row, 0)?);
+            let object = nullable(row, 2, id)?.map(ObjectId);
+            let known = object.filter(|object| objects.contains_key(object));
+            let frame = Frame {
+                id: id_,
+                address: bits(row, 1)?,
+                object: known,
+                file_offset: nullable(row, 3, bits)?.filter(|_| known.is_some()),
+                kind: FrameKind::from_name(&text(row, 4)?)?,
+                locations: Vec::new(),
+            };
+            frames.insert(id_, frame);
+            // The frame stands, the reference does not.
+            (object == known).then_some(())
+        })?;
+        self.locations(&mut frames)?;
+        for frame in frames.values_mut().filter(|frame| frame.locations.is_empty()) {
+            frame.locations.push(Location { function: None, file: None, line: None, inlined: false });
+        }
+        Ok(frames)
+    }
+
+    fn locations(&mut self, frames: &mut HashMap<FrameId, Frame>) -> rusqlite::Result<()> {
+        let mut strings: HashMap<u64, String> = HashMap::new();
+        self.each("SELECT id, value FROM string", MAX_ROWS, |row| {
+            strings.insert(unsigned(row, 0)?, text(row, 1)?);
+            Some(())
+        })?;
+        let string = |row: &Row<'_>, column| match nullable(row, column, unsigned)? {
+            Some(id) => strings.get(&id).cloned().map(Some),
+            None => Some(None),
+        };
+        let sql = "SELECT frame, function, file, line, inlined FROM location ORDER BY frame, position";
+        self.each(sql, MAX_ROWS, |row| {
+            let frame = frames.get_mut(&FrameId(id(row, 0)?))?;
+            if frame.locations.len() == MAX_LOCATIONS {
+                return None;
+            }
+            frame.locations.push(Location {
+                function: string(row, 1)?,
+                file: string(row, 2)?,
+                line: nullable(row, 3, id)?,
+                inlined: unsigned(row, 4)? != 0,
+            });
+            Some(())
+        })
+    }
+
+    fn stacks(&mut self, frames: &HashMap<FrameId, Frame>) -> rusqlite::Result<Vec<(Lens, Stack)>> {
+        let mut stacks =
+            self.all("SELECT lens, site, tgid, end FROM stack ORDER BY site", MAX_ROWS, |row| {
+                let lens = Lens::from_name(&text(row, 0)?)?;
+                let end = StackEnd::from_name(&text(row, 3)?)?;
+                Some((lens, Stack { site: id(row, 1)?, tgid: id(row, 2)?, frames: Vec::new(), end }))
+            })?;
+        let sql = "SELECT site, frame FROM stack_frame ORDER BY site, position";
+        self.each(sql, MAX_ROWS, |row| {
+            let site = id(row, 0)?;
+            let frame = FrameId(id(row, 1)?);
+            let index = stacks.binary_search_by_key(&site, |(_, stack)| stack.site).ok()?;
+            let (_, stack) = stacks.get_mut(index)?;
+            if stack.frames.len() == MAX_FRAMES || !frames.contains_key(&frame) {
+                return None;
+            }
+            stack.frames.push(frame);
+            Some(())
+        })?;
+        Ok(stacks)
+    }
+
+    fn series(&mut self) -> rusqlite::Result<Series> {
+        let mut ids = Vec::new();
+        let mut times_ns: Vec<u64> = Vec::new();
+        self.each("SELECT id, elapsed_ns FROM tick ORDER BY id", MAX_ROWS, |row| {
+            let (id, elapsed_ns) = (unsigned(row, 0)?, unsigned(row, 1)?);
+            if times_ns.last().is_some_and(|last| *last > elapsed_ns) {
+                return None;
+            }
+            ids.push(id);
+            times_ns.push(elapsed_ns);
+            Some(())
+        })?;
+        let mut thinner = Thinner::new(&times_ns);
+        let mut entry_count = 0;
+        let sql = "SELECT tick, site, allocated_bytes, allocated_count, freed_bytes, freed_count \
+                   FROM sample ORDER BY tick, site";
+        self.each(sql, usize::MAX, |row| {
+            let tick = ids.binary_search(&unsigned(row, 0)?).ok()?;
+            let counters = SiteCounters {
+                allocated_bytes: unsigned(row, 2)?,
+                allocated_count: unsigned(row, 3)?,
+                freed_bytes: unsigned(row, 4)?,
+                freed_count: unsigned(row, 5)?,
+            };
+            if entry_count >= MAX_SERIES_ENTRIES {
+                return None;
+            }
+            entry_count = thinner.add(tick, id(row, 1)?, counters);
+            Some(())
+        })?;
+        Ok(thinner.finish())
+    }
+
+    fn rss(&mut self) -> rusqlite::Result<Vec<RssSample>> {
+        let sql = "SELECT elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes \
+                   FROM rss ORDER BY id";
+        let mut last_ns = 0;
+        let mut samples = Vec::new();
+        self.each(sql, MAX_ROWS, |row| {
+            let elapsed_ns = unsigned(row, 0).filter(|elapsed_ns| *elapsed_ns >= last_ns)?;
+            samples.push(RssSample {
+                elapsed_ns,
+                rss_bytes: unsigned(row, 1)?,
+                anonymous_bytes: nullable(row, 2, unsigned)?,
+                file_bytes: nullable(row, 3, unsigned)?,
+                shared_bytes: nullable(row, 4, unsigned)?,
+                swap_bytes: nullable(row, 5, unsigned)?,
+            });
+            last_ns = elapsed_ns;
+            Some(())
+        })?;
+        Ok(samples)
+    }
+
+    fn losses(&mut self) -> rusqlite::Result<Vec<LossTally>> {
+        let sql = "SELECT reason, count, bytes, is_incomplete, meaning FROM loss ORDER BY position";
+        self.all(sql, MAX_HEAD_ROWS, |row| {
+            Some(LossTally {
+                reason: text(row, 0)?,
+                count: unsigned(row, 1)?,
+                bytes: unsigned(row, 2)?,
+                is_incomplete: unsigned(row, 3)? != 0,
+                meaning: text(row, 4)?,
+            })
+        })
+    }
+
+    fn live_ages(&mut self) -> rusqlite::Result<Vec<LiveAge>> {
+        self.all("SELECT site, born_ns, count, bytes FROM live_age", MAX_ROWS, |row| {
+            Some(LiveAge {
+                site: id(row, 0)?,
+                born_ns: unsigned(row, 1)?,
+                count: unsigned(row, 2)?,
+                bytes: unsigned(row, 3)?,
+            })
+        })
+    }
+
+    fn overhead(&mut self) -> rusqlite::Result<Option<Overhead>> {
+        self.first("SELECT probe_hits, probe_cpu_ns FROM overhead", |row| {
+            Some(Overhead { probe_hits: unsigned(row, 0)?, probe_cpu_ns: nullable(row, 1, unsigned)? })
+        })
+    }
+
+    fn hints(&mut self) -> rusqlite::Result<Vec<String>> {
+        self.all("SELECT sentence FROM hint ORDER BY position", MAX_HEAD_ROWS, |row| text(row, 0))
+    }
+
+    fn finish(&mut self) -> rusqlite::Result<Option<Finish>> {
+        self.first("SELECT reason, elapsed_ns FROM finish", |row| {
+            Some(Finish { reason: EndReason::from_name(&text(row, 0)?)?, elapsed_ns: unsigned(row, 1)? })
+        })
+    }
+}

@@ -1,0 +1,380 @@
+//! Writes a capture while it is recorded.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Params, params};
+use tracer_common::abi::SiteCounters;
+
+use super::create::{beside, remove};
+use super::schema::TABLES;
+use super::{APPLICATION_ID, CaptureError, CreateError, FORMAT_VERSION, Header, Owner, create_file};
+use crate::model::{EndReason, Frame, FrameId, Lens, LiveAge, Location, LossTally, Object, RssSample, Stack};
+
+/// Files that SQLite keeps beside a database while it is written.
+const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
+/// Longest wait for a reader that locks the file at the end.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An open capture. Calls are collected in a transaction until [`CaptureWriter::commit`].
+///
+/// Dropped without [`CaptureWriter::finish`], it leaves a valid capture, marked unfinished, with
+/// everything up to the last commit. After an error nothing more is written.
+pub struct CaptureWriter {
+    path: PathBuf,
+    connection: Connection,
+    strings: HashMap<String, i64>,
+    elapsed_ns: u64,
+    committed_ns: Option<u64>,
+    gave_up: bool,
+}
+
+impl CaptureWriter {
+    /// Creates the file (see [`create_file`]), its tables and the header.
+    pub fn create(path: &Path, force: bool, header: &Header) -> Result<Self, CaptureError> {
+        Self::create_for(path, force, None, header)
+    }
+
+    /// Like [`CaptureWriter::create`]; the file belongs to `owner`.
+    pub fn create_for(
+        path: &Path,
+        force: bool,
+        owner: Option<Owner>,
+        header: &Header,
+    ) -> Result<Self, CaptureError> {
+        for suffix in SIDE_FILES {
+            // A log that an earlier capture of this name left behind would be taken for ours.
+            let side = beside(path, suffix);
+            if force {
+                remove(&side)?;
+            } else if side.symlink_metadata().is_ok() {
+                return Err(CreateError::Exists { path: side }.into());
+            }
+        }
+        // Closed at once: closing any descriptor of a file later would drop the locks SQLite has on it.
+        drop(create_file(path, force, owner)?);
+        let failed = |error| CaptureError::writing(path, "nothing is recorded yet".into(), error);
+        let connection = open(path).map_err(failed)?;
+        write_header(&connection, header).map_err(failed)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            connection,
+            strings: HashMap::new(),
+            elapsed_ns: 0,
+            committed_ns: None,
+            gave_up: false,
+        })
+    }
+
+    /// Adds a file that frames lie in. An id that is there already is left as it is.
+    pub fn add_object(&mut self, object: &Object) -> Result<(), CaptureError> {
+        self.run(
+            "INSERT OR IGNORE INTO object VALUES(?, ?, ?)",
+            params![object.id.0, object.path, object.build_id],
+        )
+    }
+
+    /// Adds a frame, and its locations if it has any. An id that is there already is left as it is.
+    pub fn add_frame(&mut self, frame: &Frame) -> Result<(), CaptureError> {
+        self.run(
+            "INSERT OR IGNORE INTO frame VALUES(?, ?, ?, ?, ?)",
+            params![
+                frame.id.0,
+                frame.address.cast_signed(),
+                frame.object.map(|object| object.0),
+                frame.file_offset.map(u64::cast_signed),
+                frame.kind.name()
+            ],
+        )?;
+        if frame.locations.is_empty() { Ok(()) } else { self.set_locations(frame.id, &frame.locations) }
+    }
+
+    /// Adds the stack of a site. Site numbers are unique within a capture, whatever the lens.
+    pub fn add_stack(&mut self, lens: Lens, stack: &Stack) -> Result<(), CaptureError> {
+        self.run(
+            "INSERT OR IGNORE INTO stack VALUES(?, ?, ?, ?)",
+            params![stack.site, lens.name(), stack.tgid, stack.end.name()],
+        )?;
+        for (position, frame) in (0u32..).zip(&stack.frames) {
+            self.run(
+                "INSERT OR IGNORE INTO stack_frame VALUES(?, ?, ?)",
+                params![stack.site, position, frame.0],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Adds a tick and the totals of the sites that changed since the one before. Call it every tick,
+    /// also without changes: ticks are the time axis.
+    pub fn add_samples(
+        &mut self,
+        elapsed_ns: u64,
+        samples: &[(u32, SiteCounters)],
+    ) -> Result<(), CaptureError> {
+        self.elapsed_ns = self.elapsed_ns.max(elapsed_ns);
+        self.run("INSERT INTO tick(elapsed_ns) VALUES(?)", params![stored(elapsed_ns)])?;
+        let tick = self.connection.last_insert_rowid();
+        for (site, counters) in samples {
+            self.run(
+                "INSERT OR REPLACE INTO sample VALUES(?, ?, ?, ?, ?, ?)",
+                params![
+                    tick,
+                    site,
+                    stored(counters.allocated_bytes),
+                    stored(counters.allocated_count),
+                    stored(counters.freed_bytes),
+                    stored(counters.freed_count)
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Adds a look at the process's memory.
+    pub fn add_rss(&mut self, sample: &RssSample) -> Result<(), CaptureError> {
+        self.run(
+            "INSERT INTO rss(elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes) \
+             VALUES(?, ?, ?, ?, ?, ?)",
+            params![
+                stored(sample.elapsed_ns),
+                stored(sample.rss_bytes),
+                sample.anonymous_bytes.map(stored),
+                sample.file_bytes.map(stored),
+                sample.shared_bytes.map(stored),
+                sample.swap_bytes.map(stored)
+            ],
+        )
+    }
+
+    /// Replaces the loss ledger.
+    pub fn set_losses(&mut self, losses: &[LossTally]) -> Result<(), CaptureError> {
+        self.run("DELETE FROM loss", [])?;
+        for loss in losses {
+            self.run(
+                "INSERT INTO loss(reason, count, bytes, is_incomplete, meaning) VALUES(?, ?, ?, ?, ?)",
+                params![
+                    loss.reason,
+                    stored(loss.count),
+                    stored(loss.bytes),
+                    loss.is_incomplete,
+                    loss.meaning
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Replaces what is known about a frame.
+    pub fn set_locations(&mut self, frame: FrameId, locations: &[Location]) -> Result<(), CaptureError> {
+        self.run("DELETE FROM location WHERE frame = ?", params![frame.0])?;
+        for (position, location) in (0u32..).zip(locations) {
+            let function = self.intern(location.function.as_deref())?;
+            let file = self.intern(location.file.as_deref())?;
+            self.run(
+                "INSERT INTO location VALUES(?, ?, ?, ?, ?, ?)",
+                params![frame.0, position, function, file, location.line, location.inlined],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Adds blocks that were live at the end.
+    pub fn add_live_ages(&mut self, ages: &[LiveAge]) -> Result<(), CaptureError> {
+        for age in ages {
+            self.run(
+                "INSERT INTO live_age VALUES(?, ?, ?, ?)",
+                params![age.site, stored(age.born_ns), stored(age.count), stored(age.bytes)],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Replaces what the tracing itself did: program runs so far, and their CPU time where it was measured.
+    pub fn set_overhead(&mut self, probe_hits: u64, probe_cpu_ns: Option<u64>) -> Result<(), CaptureError> {
+        self.run("DELETE FROM overhead", [])?;
+        self.run("INSERT INTO overhead VALUES(?, ?)", params![stored(probe_hits), probe_cpu_ns.map(stored)])
+    }
+
+    /// Adds a sentence for the user, for instance a switch of the runtime that would name more frames.
+    pub fn add_hint(&mut self, sentence: &str) -> Result<(), CaptureError> {
+        self.run("INSERT INTO hint(sentence) VALUES(?)", params![sentence])
+    }
+
+    /// Ends the transaction: what was added so far survives whatever happens to this process.
+    pub fn commit(&mut self) -> Result<(), CaptureError> {
+        if self.gave_up {
+            return Err(CaptureError::GivenUp { path: self.path.clone() });
+        }
+        if !self.connection.is_autocommit() {
+            let done = self.connection.execute_batch("COMMIT");
+            self.checked(done)?;
+        }
+        self.committed_ns = Some(self.elapsed_ns);
+        Ok(())
+    }
+
+    /// Marks the recording as finished, commits, and leaves one file.
+    pub fn finish(mut self, reason: EndReason, elapsed_ns: u64) -> Result<(), CaptureError> {
+        self.run("INSERT INTO finish VALUES(?, ?)", params![reason.name(), stored(elapsed_ns)])?;
+        self.elapsed_ns = elapsed_ns;
+        self.commit()?;
+        self.connection.flush_prepared_statement_cache();
+        match self.connection.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(())) {
+            Ok(()) => Ok(()),
+            // Somebody reads at this moment. Everything is in, and the last one to close tidies up.
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(()),
+            Err(error) => self.checked(Err(error)),
+        }
+    }
+
+    /// Id of a string, which is stored when it is seen first.
+    fn intern(&mut self, value: Option<&str>) -> Result<Option<i64>, CaptureError> {
+        let Some(value) = value else { return Ok(None) };
+        if let Some(id) = self.strings.get(value) {
+            return Ok(Some(*id));
+        }
+        self.run("INSERT INTO string(value) VALUES(?)", params![value])?;
+        let id = self.connection.last_insert_rowid();
+        self.strings.insert(value.to_owned(), id);
+        Ok(Some(id))
+    }
+
+    /// Runs a statement inside the current transaction.
+    fn run(&mut self, sql: &str, values: impl Params) -> Result<(), CaptureError> {
+        if self.gave_up {
+            return Err(CaptureError::GivenUp { path: self.path.clone() });
+        }
+        let done = begin(&self.connection)
+            .and_then(|()| self.connection.prepare_cached(sql)?.execute(values).map(|_| ()));
+        self.checked(done)
+    }
+
+    fn checked(&mut self, done: rusqlite::Result<()>) -> Result<(), CaptureError> {
+        done.map_err(|error| {
+            self.gave_up = true;
+            if !self.connection.is_autocommit() {
+                // May fail as the write did; the transaction then ends with the connection.
+                let _ = self.connection.execute_batch("ROLLBACK");
+            }
+            CaptureError::writing(&self.path, self.kept(), error)
+        })
+    }
+
+    fn kept(&self) -> String {
+        match self.committed_ns {
+            Some(committed_ns) => {
+                let seconds = Duration::from_nanos(committed_ns).as_secs_f64();
+                format!("everything up to {seconds:.1} s is kept, as an unfinished recording")
+            }
+            None => "nothing is recorded yet".into(),
+        }
+    }
+}
+
+/// SQLite's integers have a sign; counters that large do not occur.
+fn stored(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn begin(connection: &Connection) -> rusqlite::Result<()> {
+    if connection.is_autocommit() { connection.execute_batch("BEGIN IMMEDIATE") } else { Ok(()) }
+}
+
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    // SQLITE_OPEN_NOFOLLOW refuses a link in any directory of the path too: resolve those first.
+    let absolute = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            parent.canonicalize().map_or_else(|_| path.to_path_buf(), |parent| parent.join(name))
+        }
+        _ => path.to_path_buf(),
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | OpenFlags::SQLITE_OPEN_EXRESCODE;
+    let connection = Connection::open_with_flags(absolute, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+/// Tables and header go into the file itself, before the write-ahead log is switched on: so the file
+/// alone is a capture from its first commit.
+fn write_header(connection: &Connection, header: &Header) -> rusqlite::Result<()> {
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    connection.pragma_update(None, "application_id", APPLICATION_ID)?;
+    connection.pragma_update(None, "user_version", FORMAT_VERSION)?;
+    for (_, sql) in TABLES {
+        connection.execute_batch(sql)?;
+    }
+    connection.execute(
+        "INSERT INTO recording VALUES(?, ?, ?, ?, ?)",
+        params![
+            stored(header.start_realtime_ns),
+            stored(header.interval_ns),
+            header.kernel_release,
+            header.offheap_version,
+            header.machine
+        ],
+    )?;
+    let target = &header.target;
+    let runtime = target.runtime.as_ref();
+    connection.execute(
+        "INSERT INTO target VALUES(?, ?, ?, ?, ?, ?)",
+        params![
+            target.tgid,
+            target.inner_tgid,
+            target.comm,
+            target.exe,
+            runtime.map(|runtime| &runtime.name),
+            runtime.and_then(|runtime| runtime.version.as_ref())
+        ],
+    )?;
+    for argument in &target.cmdline {
+        connection.execute("INSERT INTO argument(value) VALUES(?)", params![argument])?;
+    }
+    for (name, value) in &header.settings {
+        connection.execute("INSERT INTO setting(name, value) VALUES(?, ?)", params![name, value])?;
+    }
+    connection.execute_batch("COMMIT")?;
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    // Every commit goes on into the file, so that it is nearly complete even without its log.
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 1, |_| Ok(()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::capture::Capture;
+    use crate::capture::fixture::{Recording, blocks};
+
+    #[test]
+    fn a_full_disk_keeps_what_was_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("full.offheap");
+        let mut writer = CaptureWriter::create(&path, false, &Recording::new().header).unwrap();
+        let pages: u32 = writer.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        writer.connection.pragma_update_and_check(None, "max_page_count", pages + 4, |_| Ok(())).unwrap();
+        let error = (1..)
+            .find_map(|second: u64| {
+                let samples: Vec<_> = (0..100).map(|site| (site, blocks(10, second, 0))).collect();
+                let added = writer.add_samples(second * 1_000_000_000, &samples);
+                added.and_then(|()| writer.commit()).err()
+            })
+            .unwrap();
+        let kept_ns = writer.committed_ns.unwrap();
+        assert!(matches!(error, CaptureError::DiskFull { .. }), "{error:?}");
+        let sentence = format!("everything up to {}.0 s is kept", kept_ns / 1_000_000_000);
+        assert!(error.to_string().contains(&sentence), "{error}");
+        assert!(matches!(writer.commit(), Err(CaptureError::GivenUp { .. })));
+        assert!(matches!(writer.finish(EndReason::Duration, 1), Err(CaptureError::GivenUp { .. })));
+        let capture = Capture::open(&path).unwrap();
+        assert_eq!((capture.finish, capture.skipped_rows), (None, 0));
+        assert_eq!(capture.elapsed_ns(), kept_ns);
+        assert_eq!(capture.series.last(99), blocks(10, kept_ns / 1_000_000_000, 0));
+    }
+}

@@ -1,0 +1,231 @@
+//! Which functions only pass an allocation on, so that the one who asked for it can be named.
+//!
+//! One table: names without arguments, template arguments and return types, as [`bare_name`] makes them.
+//! A star stands for the rest. Functions that allocate for their caller as a service (`strdup`,
+//! `asprintf`, `getline`) are wrappers too: it is their caller who does not free.
+
+use std::borrow::Cow;
+
+/// The table.
+const WRAPPERS: &[&str] = &[
+    // The C library, and allocators under names of their own.
+    "malloc",
+    "calloc",
+    "realloc",
+    "reallocarray",
+    "memalign",
+    "aligned_alloc",
+    "posix_memalign",
+    "valloc",
+    "pvalloc",
+    "__libc_malloc",
+    "__libc_calloc",
+    "__libc_realloc",
+    "__libc_memalign",
+    "__libc_reallocarray",
+    "strdup",
+    "__strdup",
+    "strndup",
+    "__strndup",
+    "wcsdup",
+    "asprintf",
+    "__asprintf",
+    "__asprintf_chk",
+    "vasprintf",
+    "__vasprintf_chk",
+    "__vasprintf_internal",
+    "getline",
+    "getdelim",
+    "__getdelim",
+    "_IO_getdelim",
+    "je_*",
+    "mi_*",
+    "tc_*",
+    "tcmalloc::*",
+    // C++.
+    "operator new",
+    "operator new[]",
+    "std::allocator::allocate",
+    "std::__new_allocator::allocate",
+    "__gnu_cxx::new_allocator::allocate",
+    "__gnu_cxx::__alloc_traits::allocate",
+    "std::allocator_traits::allocate",
+    "std::__allocate_guarded",
+    "std::_Vector_base::_M_allocate",
+    "std::__cxx11::basic_string::_M_create",
+    "std::__1::allocator::allocate",
+    "std::__1::allocator_traits::allocate",
+    "std::__1::__allocate_at_least",
+    "std::__1::__libcpp_allocate",
+    // Rust.
+    "__rust_*",
+    "__rdl_*",
+    "__rg_*",
+    "alloc::alloc::*",
+    "alloc::raw_vec::*",
+    "alloc::boxed::Box::new",
+    "alloc::boxed::Box::new_uninit",
+    "alloc::boxed::Box::new_uninit_in",
+    "alloc::boxed::Box::try_new_uninit_in",
+    "alloc::vec::Vec::with_capacity",
+    "alloc::vec::Vec::with_capacity_in",
+    "std::alloc::*",
+    // CPython.
+    "PyMem_*",
+    "_PyMem_*",
+    "PyObject_Malloc",
+    "PyObject_Calloc",
+    "PyObject_Realloc",
+    "_PyObject_Malloc",
+    "_PyObject_Calloc",
+    "_PyObject_Realloc",
+    "_PyObject_New",
+    "_PyObject_NewVar",
+    "_PyObject_GC_*",
+    "pymalloc_*",
+    // Node, the JVM, Ruby.
+    "node::Malloc",
+    "node::Calloc",
+    "node::Realloc",
+    "node::UncheckedMalloc",
+    "node::UncheckedCalloc",
+    "node::UncheckedRealloc",
+    "os::malloc",
+    "os::realloc",
+    "AllocateHeap",
+    "ReallocateHeap",
+    "ruby_xmalloc*",
+    "ruby_xcalloc*",
+    "ruby_xrealloc*",
+    // GLib, OpenSSL, and what many programs call their own.
+    "g_malloc*",
+    "g_try_malloc*",
+    "g_realloc*",
+    "g_try_realloc*",
+    "g_aligned_alloc*",
+    "g_slice_alloc*",
+    "g_slice_copy",
+    "g_strdup*",
+    "g_strndup",
+    "g_memdup*",
+    "CRYPTO_malloc",
+    "CRYPTO_zalloc",
+    "CRYPTO_realloc",
+    "CRYPTO_strdup",
+    "CRYPTO_strndup",
+    "CRYPTO_memdup",
+    "xmalloc",
+    "xcalloc",
+    "xzalloc",
+    "xnmalloc",
+    "xrealloc",
+    "x2realloc",
+    "x2nrealloc",
+    "xreallocarray",
+    "xstrdup",
+    "xstrndup",
+    "xmemdup",
+    "xasprintf",
+];
+
+/// Whether the demangled function only passes an allocation on.
+pub fn is_wrapper(function: &str) -> bool {
+    let name = bare_name(function);
+    WRAPPERS.iter().any(|wrapper| match wrapper.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => *wrapper == name,
+    })
+}
+
+/// A demangled name without return type, template arguments, parameters and suffixes of the compiler.
+pub fn bare_name(function: &str) -> Cow<'_, str> {
+    // `<alloc::alloc::Global as core::alloc::Allocator>::allocate`: the type stands for its method.
+    let implemented = function.strip_prefix('<').and_then(|rest| {
+        let (path, method) = (rest.split_once(" as ")?.0, function.rsplit_once(">::")?.1);
+        Some(format!("{path}::{method}"))
+    });
+    let function = implemented.map_or(Cow::Borrowed(function), Cow::Owned);
+    for operator in ["operator new[]", "operator new"] {
+        if function.strip_prefix(operator).is_some_and(|rest| rest.is_empty() || rest.starts_with('(')) {
+            return operator.into();
+        }
+    }
+    if !function.contains([' ', '<', '(', '.', '@']) {
+        return function;
+    }
+    let mut bare = String::with_capacity(function.len());
+    let mut depth = 0usize;
+    for character in function.chars() {
+        match character {
+            '<' => depth += 1,
+            '>' => depth = depth.saturating_sub(1),
+            // Parameters, `.constprop.0`, `@@GLIBC_2.2.5`: nothing of the name follows.
+            '(' | '.' | '@' if depth == 0 => break,
+            // What stood before was a return type.
+            ' ' if depth == 0 => bare.clear(),
+            _ if depth == 0 => bare.push(character),
+            _ => {}
+        }
+    }
+    // `Vec<T>::push` in the notation of Rust paths: `Vec::<T>::push`.
+    bare.replace("::::", "::").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrappers_are_recognised_in_every_spelling() {
+        for name in [
+            "malloc",
+            "malloc@@GLIBC_2.2.5",
+            "xmalloc.constprop.0",
+            "operator new(unsigned long)",
+            "operator new[](unsigned long, std::nothrow_t const&)",
+            "std::__new_allocator<std::pair<int const, char> >::allocate(unsigned long, void const*)",
+            "std::allocator_traits<std::allocator<char> >::allocate(std::allocator<char>&, unsigned long)",
+            "std::_Vector_base<int, std::allocator<int> >::_M_allocate(unsigned long)",
+            "char* std::__1::__libcpp_allocate<char>(unsigned long)",
+            "__rust_alloc",
+            "__rdl_alloc_zeroed",
+            "alloc::alloc::exchange_malloc",
+            "alloc::raw_vec::RawVec<T,A>::grow_one",
+            "<alloc::alloc::Global as core::alloc::Allocator>::allocate",
+            "alloc::boxed::Box<T>::new",
+            "alloc::vec::Vec::<T>::with_capacity",
+            "PyMem_Malloc",
+            "_PyMem_RawMalloc",
+            "PyObject_Malloc",
+            "g_malloc0_n",
+            "strdup",
+            "asprintf",
+            "getline",
+        ] {
+            assert!(is_wrapper(name), "{name}: {}", bare_name(name));
+        }
+    }
+
+    #[test]
+    fn callers_are_not_wrappers() {
+        for name in [
+            "main",
+            "leak_scratch(unsigned long)",
+            "my_malloc_user",
+            "malloc_stats_collector",
+            "Cache::allocate(unsigned long)",
+            "std::vector<int, std::allocator<int> >::push_back(int const&)",
+            "store(std::allocator<int>::allocate)",
+            "operator newish",
+            "tcp_connect",
+            "mine::alloc::alloc::x",
+            "",
+            "<",
+            ">>::(",
+            "<a as b",
+            "PyObject_Call",
+        ] {
+            assert!(!is_wrapper(name), "{name}: {}", bare_name(name));
+        }
+    }
+}
