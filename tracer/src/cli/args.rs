@@ -1,0 +1,256 @@
+//! What was typed. Texts and numbers as clap understands them; what they mean together is in `resolve`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use super::plan::{BpfLogLevel, ColorChoice, ExportFormat, ReportFormat, Shell, SortKey};
+use super::quantity::{
+    parse_count_in, parse_duration, parse_duration_in, parse_power_of_two_size_in, parse_size,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Parses a word into the value of that name.
+macro_rules! choice {
+    ($type:ty) => {
+        PossibleValuesParser::new(<$type>::NAMES)
+            .try_map(|name| <$type>::from_name(&name).ok_or("not one of the possible values"))
+    };
+}
+
+/// Finds native and off-heap memory leaks in running processes, from outside, with eBPF.
+#[derive(Debug, Parser)]
+#[command(
+    name = "offheap",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "`offheap PID` records for 30 seconds and prints the report.\n\
+                  Exit status: 0 done; 1 failed; 2 usage; 3 done, but data is incomplete."
+)]
+pub(super) struct OffheapArgs {
+    /// Process to record for 30 seconds and report on
+    #[arg(value_name = "PID")]
+    pub target: Option<String>,
+
+    /// The same
+    #[arg(short = 'p', long = "pid", value_name = "PID")]
+    pub pid: Option<String>,
+
+    #[command(flatten)]
+    pub global: GlobalArgs,
+
+    #[command(subcommand)]
+    pub command: Option<CommandArgs>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Messages")]
+pub(super) struct GlobalArgs {
+    /// Say more; up to three times
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// When to use colours; NO_COLOR is obeyed
+    #[arg(long, value_name = "WHEN", global = true, value_parser = choice!(ColorChoice))]
+    pub color: Option<ColorChoice>,
+
+    /// The same as `--color never`
+    #[arg(long, global = true, conflicts_with = "color")]
+    pub no_color: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CommandArgs {
+    /// Record a process's allocations into a capture file
+    Record(RecordArgs),
+    /// Print which call sites hold unfreed memory
+    Report(ReportArgs),
+    /// Write a capture in the format of another tool
+    Export(ExportArgs),
+    /// Show what this kernel and a process allow, and what would be attached
+    Doctor(DoctorArgs),
+    /// Trace a leaking program that is part of offheap
+    Demo(DemoArgs),
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completions(CompletionsArgs),
+    /// Print the manual page of offheap, or of a command
+    Man(ManArgs),
+    /// The program that `demo` traces
+    #[command(hide = true)]
+    DemoTarget(DemoTargetArgs),
+    /// Compare stacks unwound in the kernel with full DWARF walks
+    #[command(hide = true)]
+    ValidateUnwind(ValidateUnwindArgs),
+}
+
+/// Record a process's allocations into a capture file.
+#[derive(Debug, Args)]
+#[command(override_usage = "offheap record [OPTIONS] PID\n       offheap record [OPTIONS] -p PID\n       \
+                      offheap record [OPTIONS] -- COMMAND [ARGUMENT]...")]
+pub(super) struct RecordArgs {
+    /// Process to record
+    #[arg(value_name = "PID", help_heading = "Target")]
+    pub target: Option<String>,
+
+    /// The same
+    #[arg(short = 'p', long = "pid", value_name = "PID", help_heading = "Target")]
+    pub pid: Option<String>,
+
+    /// Program to start and record from its first instruction
+    #[arg(last = true, value_name = "COMMAND", help_heading = "Target")]
+    pub command: Vec<OsString>,
+
+    /// How long [default: 30s for a process, a command until it ends]
+    #[arg(long, help_heading = "What to record", value_parser = |text: &str| parse_duration_in(text, SECOND..=WEEK))]
+    pub duration: Option<Duration>,
+
+    /// Time between two points of the series
+    #[arg(
+        long,
+        default_value = "1s",
+        help_heading = "What to record",
+        value_parser = |text: &str| parse_duration_in(text, Duration::from_millis(100)..=Duration::from_secs(60))
+    )]
+    pub interval: Duration,
+
+    /// Smallest allocation to book, such as 64B
+    #[arg(long, value_name = "SIZE", help_heading = "What to record", value_parser = parse_size)]
+    pub min_size: Option<u64>,
+
+    /// Largest allocation to book, such as 16MiB
+    #[arg(long, value_name = "SIZE", help_heading = "What to record", value_parser = parse_size)]
+    pub max_size: Option<u64>,
+
+    /// Capture file [default: offheap-COMM-PID-DATE-TIME.offheap]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+
+    /// Overwrite an existing file
+    #[arg(long, help_heading = "Output")]
+    pub force: bool,
+
+    /// Blocks that can be live at one time [default: 2000000]
+    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 1_000..=100_000_000))]
+    pub max_live_blocks: Option<u32>,
+
+    /// Distinct stacks that can be kept [default: 65536]
+    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 64..=4_000_000))]
+    pub max_sites: Option<u32>,
+
+    /// Threads that can be inside an allocator at one time [default: 16384]
+    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 16..=4_194_304))]
+    pub max_threads: Option<u32>,
+
+    /// Ring in which new stacks travel, a power of two [default: 8MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits", value_parser = |text: &str| parse_power_of_two_size_in(text, 64 << 10..=256 << 20))]
+    pub stack_ring: Option<u32>,
+
+    /// Log lines of the BPF programs
+    #[arg(long, value_name = "LEVEL", help_heading = "BPF", value_parser = choice!(BpfLogLevel))]
+    pub bpf_log: Option<BpfLogLevel>,
+}
+
+/// Print which call sites hold unfreed memory.
+#[derive(Debug, Args)]
+pub(super) struct ReportArgs {
+    /// Capture file
+    pub file: PathBuf,
+
+    /// Table for a person, JSON for a program
+    #[arg(short, long, default_value = "table", value_parser = choice!(ReportFormat))]
+    pub format: ReportFormat,
+
+    /// Sites to show
+    #[arg(long, value_name = "N", default_value = "20", value_parser = |text: &str| parse_count_in(text, 1..=100_000))]
+    pub top: u32,
+
+    /// Count only blocks that were at least this old at the end
+    #[arg(long, value_name = "AGE", value_parser = parse_duration)]
+    pub min_age: Option<Duration>,
+
+    /// What comes first: most bytes, fastest growth, most blocks
+    #[arg(long, value_name = "KEY", default_value = "outstanding", value_parser = choice!(SortKey))]
+    pub sort: SortKey,
+}
+
+/// Write a capture in the format of another tool.
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// Capture file
+    pub file: PathBuf,
+
+    /// Folded stacks, or a flame graph
+    #[arg(short, long, value_parser = choice!(ExportFormat))]
+    pub format: ExportFormat,
+
+    /// File to write [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Overwrite an existing file
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Show what this kernel and a process allow, and what would be attached.
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Process to look at
+    #[arg(value_name = "PID")]
+    pub target: Option<String>,
+
+    /// The same
+    #[arg(short = 'p', long = "pid", value_name = "PID")]
+    pub pid: Option<String>,
+}
+
+/// Trace a leaking program that is part of offheap: record, report, flame graph, and a check of the answer.
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Directory for the capture and the flame graph
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CompletionsArgs {
+    /// Shell
+    #[arg(value_parser = choice!(Shell))]
+    pub shell: Shell,
+}
+
+/// Print the manual page of offheap, or of a command.
+#[derive(Debug, Args)]
+pub(super) struct ManArgs {
+    /// Command
+    pub command: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DemoTargetArgs {
+    /// How long to work
+    #[arg(long, default_value = "10s", value_parser = |text: &str| parse_duration_in(text, Duration::from_millis(10)..=WEEK))]
+    pub duration: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ValidateUnwindArgs {
+    /// Process
+    #[arg(value_name = "PID")]
+    pub target: String,
+
+    /// Stacks to compare
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = |text: &str| parse_count_in(text, 1..=10_000_000))]
+    pub samples: u32,
+}

@@ -1,0 +1,262 @@
+//! What is to be done, in plain values: every default applied, every rule checked, nothing of clap in it.
+
+use std::ffi::OsString;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Declares an enumeration that is written as one word on the command line.
+macro_rules! choices {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// Every word, in the order of declaration.
+            pub const NAMES: &'static [&'static str] = &[$($word),+];
+
+            /// The word.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+
+            /// What the word means.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+choices! {
+    /// How much the BPF programs say.
+    BpfLogLevel {
+        /// What goes wrong.
+        Error = "error",
+        /// And what is odd.
+        Warn = "warn",
+        /// And what happens rarely.
+        Info = "info",
+        /// And what happens often.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+choices! {
+    /// Form of a report.
+    ReportFormat {
+        /// For a person.
+        Table = "table",
+        /// For a program.
+        Json = "json",
+    }
+}
+
+choices! {
+    /// Which sites come first.
+    SortKey {
+        /// Those that hold most unfreed bytes.
+        Outstanding = "outstanding",
+        /// Those that grow fastest.
+        Growth = "growth",
+        /// Those that hold most unfreed blocks.
+        Count = "count",
+    }
+}
+
+choices! {
+    /// Form of an export.
+    ExportFormat {
+        /// One line per stack, for other tools.
+        Folded = "folded",
+        /// A flame graph.
+        Svg = "svg",
+    }
+}
+
+choices! {
+    /// Whether to use colours.
+    ColorChoice {
+        /// On a terminal, unless NO_COLOR is set.
+        Auto = "auto",
+        /// Also into files and pipes.
+        Always = "always",
+        /// Not at all.
+        Never = "never",
+    }
+}
+
+choices! {
+    /// A shell that completions can be made for.
+    Shell {
+        /// GNU Bash.
+        Bash = "bash",
+        /// Z shell.
+        Zsh = "zsh",
+        /// fish.
+        Fish = "fish",
+    }
+}
+
+/// Everything that one call of the program is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invocation {
+    /// How much is said on the standard error.
+    pub verbosity: Verbosity,
+    /// Colours on the standard output.
+    pub color_stdout: bool,
+    /// Colours on the standard error.
+    pub color_stderr: bool,
+    /// The command.
+    pub action: Action,
+}
+
+/// How much is said on the standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors only.
+    Quiet,
+    /// Progress, and what the user must know.
+    Normal,
+    /// And what was decided, and why.
+    Verbose,
+    /// And every step.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// A command, ready to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// `offheap record`, `offheap PID`.
+    Record(RecordPlan),
+    /// `offheap report`.
+    Report(ReportPlan),
+    /// `offheap export`.
+    Export(ExportPlan),
+    /// `offheap doctor`.
+    Doctor {
+        /// The process that is looked at, if any.
+        tgid: Option<NonZeroU32>,
+    },
+    /// `offheap demo`.
+    Demo {
+        /// Where the flame graph and the capture go.
+        output_directory: PathBuf,
+    },
+    /// `offheap completions`.
+    Completions {
+        /// For which shell.
+        shell: Shell,
+    },
+    /// `offheap man`.
+    Man {
+        /// The command whose page it is; without, the program's.
+        command: Option<String>,
+    },
+    /// `offheap demo-target`.
+    DemoTarget {
+        /// How long the program works once it has been told to go.
+        duration: Duration,
+    },
+    /// `offheap validate-unwind`.
+    ValidateUnwind {
+        /// The process.
+        tgid: NonZeroU32,
+        /// Stacks that are compared.
+        samples: u32,
+    },
+}
+
+/// Whom to record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPlan {
+    /// A running process.
+    Pid(NonZeroU32),
+    /// A program that is started for the recording, with its arguments. Never empty.
+    Command(Vec<OsString>),
+}
+
+/// Bounds of the kernel's tables. What does not fit is counted as lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Blocks that are live at one time.
+    pub max_live_blocks: u32,
+    /// Distinct stacks.
+    pub max_sites: u32,
+    /// Threads that are inside an allocator at one time.
+    pub max_threads: u32,
+    /// Ring in which new stacks travel; a power of two.
+    pub stack_ring_bytes: u32,
+}
+
+impl Limits {
+    /// For a large server: some 250 MiB of kernel memory if every table fills.
+    pub const DEFAULT: Self = Self {
+        max_live_blocks: 2_000_000,
+        max_sites: tracer_common::abi::Settings::DEFAULT.max_sites,
+        max_threads: 16_384,
+        stack_ring_bytes: 8 << 20,
+    };
+}
+
+/// A recording.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordPlan {
+    /// Whom.
+    pub target: TargetPlan,
+    /// How long; `None`: until the target ends or the user stops it.
+    pub duration: Option<Duration>,
+    /// Time between two points of the series.
+    pub interval: Duration,
+    /// The capture file; `None`: the recorder chooses, see [`super::default_capture_name`].
+    pub output: Option<PathBuf>,
+    /// Whether an existing file is overwritten.
+    pub force: bool,
+    /// Smallest allocation that is booked.
+    pub min_size_bytes: u64,
+    /// Largest allocation that is booked.
+    pub max_size_bytes: u64,
+    /// Bounds of the kernel's tables.
+    pub limits: Limits,
+    /// Log of the BPF programs; `None`: compiled out.
+    pub bpf_log: Option<BpfLogLevel>,
+    /// Whether the report follows.
+    pub then_report: bool,
+}
+
+/// A report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportPlan {
+    /// The capture.
+    pub file: PathBuf,
+    /// Table or JSON.
+    pub format: ReportFormat,
+    /// Sites that are shown.
+    pub top: usize,
+    /// Only blocks that were this old at the end; `None`: all, and no ages are needed.
+    pub min_age: Option<Duration>,
+    /// Order of the sites.
+    pub sort: SortKey,
+    /// Colours.
+    pub color: bool,
+    /// Columns of the terminal; `None`: no terminal.
+    pub width: Option<u16>,
+}
+
+/// An export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportPlan {
+    /// The capture.
+    pub file: PathBuf,
+    /// Form.
+    pub format: ExportFormat,
+    /// File that is written; `None`: the standard output.
+    pub output: Option<PathBuf>,
+    /// Whether an existing file is overwritten.
+    pub force: bool,
+}

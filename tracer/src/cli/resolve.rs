@@ -1,0 +1,196 @@
+//! From what was typed to what it means: defaults, and rules that span several arguments.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use super::args::{CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs};
+use super::plan::{
+    Action, ColorChoice, ExportPlan, Invocation, Limits, RecordPlan, ReportPlan, TargetPlan, Verbosity,
+};
+
+/// How long a process is recorded if nothing is said.
+const DEFAULT_DURATION: Duration = Duration::from_secs(30);
+/// The kernel's PID_MAX_LIMIT.
+const MAX_PID: u32 = 1 << 22;
+
+/// What the arguments' meaning depends on besides themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// `NO_COLOR` is set and not empty.
+    pub no_color: bool,
+    /// The standard output is a terminal.
+    pub stdout_is_terminal: bool,
+    /// The standard error is a terminal.
+    pub stderr_is_terminal: bool,
+    /// Columns of the terminal that the standard output is.
+    pub terminal_width: Option<u16>,
+}
+
+/// Applies defaults and checks rules. An error is one line: what, why, what to do.
+pub(super) fn resolve(args: OffheapArgs, environment: &Environment) -> Result<Invocation, String> {
+    let OffheapArgs { target, pid, global, command } = args;
+    let color_stdout = wants_color(&global, environment.no_color, environment.stdout_is_terminal);
+    let color_stderr = wants_color(&global, environment.no_color, environment.stderr_is_terminal);
+    let action = match (command, target.or(pid.clone()), pid) {
+        (Some(_), Some(given), _) => {
+            return Err(format!("`{given}` stands before the command; the process id goes after it"));
+        }
+        (None, Some(target), pid) => Action::Record(quick_record(&target, pid.as_deref())?),
+        (None, None, _) => {
+            return Err(
+                "nothing to do; give a process id, as in `offheap 1234`, or a command (`offheap --help` \
+                        lists them)"
+                    .into(),
+            );
+        }
+        (Some(command), None, _) => resolve_command(command, color_stdout, environment.terminal_width)?,
+    };
+    Ok(Invocation { verbosity: verbosity(&global), color_stdout, color_stderr, action })
+}
+
+fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Result<Action, String> {
+    Ok(match command {
+        CommandArgs::Record(args) => Action::Record(record(args)?),
+        CommandArgs::Report(ReportArgs { file, format, top, min_age, sort }) => {
+            Action::Report(ReportPlan { file, format, top: top as usize, min_age, sort, color, width })
+        }
+        CommandArgs::Export(ExportArgs { file, format, output, force }) => {
+            Action::Export(ExportPlan { file, format, output, force })
+        }
+        CommandArgs::Doctor(args) => {
+            let tgid = match (args.target, args.pid) {
+                (None, None) => None,
+                (target, pid) => Some(one_pid(target.as_deref(), pid.as_deref())?),
+            };
+            Action::Doctor { tgid }
+        }
+        CommandArgs::Demo(args) => Action::Demo { output_directory: args.output },
+        CommandArgs::Completions(args) => Action::Completions { shell: args.shell },
+        CommandArgs::Man(args) => Action::Man { command: args.command },
+        CommandArgs::DemoTarget(args) => Action::DemoTarget { duration: args.duration },
+        CommandArgs::ValidateUnwind(args) => {
+            Action::ValidateUnwind { tgid: parse_pid(&args.target)?, samples: args.samples }
+        }
+    })
+}
+
+fn verbosity(global: &GlobalArgs) -> Verbosity {
+    match (global.quiet, global.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (false, 0) => Verbosity::Normal,
+        (false, 1) => Verbosity::Verbose,
+        (false, 2) => Verbosity::Debug,
+        (false, _) => Verbosity::Trace,
+    }
+}
+
+/// What was typed wins over the environment.
+fn wants_color(global: &GlobalArgs, no_color: bool, is_terminal: bool) -> bool {
+    match (global.no_color, global.color) {
+        (true, _) | (_, Some(ColorChoice::Never)) => false,
+        (_, Some(ColorChoice::Always)) => true,
+        (_, Some(ColorChoice::Auto) | None) => is_terminal && !no_color,
+    }
+}
+
+fn quick_record(target: &str, pid: Option<&str>) -> Result<RecordPlan, String> {
+    let tgid = match pid {
+        Some(pid) if pid != target => one_pid(Some(target), Some(pid))?,
+        Some(pid) => parse_pid(pid)?,
+        None if !target.starts_with(|first: char| first.is_ascii_digit()) => {
+            return Err(format!(
+                "`{target}` is neither a command nor a process id; `offheap --help` lists the commands"
+            ));
+        }
+        None => parse_pid(target)?,
+    };
+    Ok(RecordPlan {
+        target: TargetPlan::Pid(tgid),
+        duration: Some(DEFAULT_DURATION),
+        interval: Duration::from_secs(1),
+        output: None,
+        force: false,
+        min_size_bytes: 0,
+        max_size_bytes: u64::MAX,
+        limits: Limits::DEFAULT,
+        bpf_log: None,
+        then_report: true,
+    })
+}
+
+fn record(args: RecordArgs) -> Result<RecordPlan, String> {
+    let (min_size_bytes, max_size_bytes) = (args.min_size.unwrap_or(0), args.max_size.unwrap_or(u64::MAX));
+    if min_size_bytes > max_size_bytes {
+        return Err(
+            "`--min-size` is above `--max-size`, so that nothing would be booked; exchange them".into()
+        );
+    }
+    let target = record_target(&args)?;
+    let default_duration = matches!(target, TargetPlan::Pid(_)).then_some(DEFAULT_DURATION);
+    let duration = args.duration.or(default_duration);
+    if duration.is_some_and(|duration| duration < args.interval) {
+        return Err(
+            "`--interval` is longer than `--duration`, so that there would be no series; shorten it".into()
+        );
+    }
+    let limits = Limits::DEFAULT;
+    Ok(RecordPlan {
+        target,
+        duration,
+        interval: args.interval,
+        output: args.output,
+        force: args.force,
+        min_size_bytes,
+        max_size_bytes,
+        limits: Limits {
+            max_live_blocks: args.max_live_blocks.unwrap_or(limits.max_live_blocks),
+            max_sites: args.max_sites.unwrap_or(limits.max_sites),
+            max_threads: args.max_threads.unwrap_or(limits.max_threads),
+            stack_ring_bytes: args.stack_ring.unwrap_or(limits.stack_ring_bytes),
+        },
+        bpf_log: args.bpf_log,
+        then_report: false,
+    })
+}
+
+fn record_target(args: &RecordArgs) -> Result<TargetPlan, String> {
+    let has_pid = args.target.is_some() || args.pid.is_some();
+    match (has_pid, args.command.is_empty()) {
+        (false, true) => {
+            Err("nothing to record; give a process id, as in `offheap record 1234`, or a command, \
+                              as in `offheap record -- ls -l`"
+                .into())
+        }
+        (true, false) => Err("a process id and a command; record one of them at a time".into()),
+        (false, false) => Ok(TargetPlan::Command(args.command.clone())),
+        (true, true) => match &args.target {
+            Some(target)
+                if args.pid.is_none() && !target.starts_with(|first: char| first.is_ascii_digit()) =>
+            {
+                Err(format!("`{target}` is not a process id; to start a command, put `--` before it"))
+            }
+            target => one_pid(target.as_deref(), args.pid.as_deref()).map(TargetPlan::Pid),
+        },
+    }
+}
+
+fn one_pid(target: Option<&str>, pid: Option<&str>) -> Result<NonZeroU32, String> {
+    match (target, pid) {
+        (Some(target), Some(pid)) => {
+            Err(format!("two process ids, `{target}` and `{pid}`; give one, with or without `-p`"))
+        }
+        (Some(pid), None) | (None, Some(pid)) => parse_pid(pid),
+        (None, None) => Err("no process id; give one, with or without `-p`".into()),
+    }
+}
+
+fn parse_pid(text: &str) -> Result<NonZeroU32, String> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number {
+        return Err(format!("`{text}` is not a process id; give a number, as `ps` or `pidof` print it"));
+    }
+    text.parse()
+        .ok()
+        .filter(|pid: &NonZeroU32| pid.get() <= MAX_PID)
+        .ok_or_else(|| format!("there is no process id `{text}`; they go from 1 to {MAX_PID}"))
+}

@@ -1,0 +1,291 @@
+//! From typed words to plans and messages.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::plan::*;
+use super::*;
+
+const PIPE: Environment = Environment {
+    no_color: false,
+    stdout_is_terminal: false,
+    stderr_is_terminal: false,
+    terminal_width: None,
+};
+const TERMINAL: Environment = Environment {
+    no_color: false,
+    stdout_is_terminal: true,
+    stderr_is_terminal: true,
+    terminal_width: Some(132),
+};
+
+fn parse_in(line: &str, environment: &Environment) -> Result<Invocation, CliError> {
+    parse(["offheap"].into_iter().chain(line.split_whitespace()).map(OsString::from), environment)
+}
+
+fn action(line: &str) -> Action {
+    parse_in(line, &PIPE).unwrap_or_else(|error| panic!("{line}: {error}")).action
+}
+
+fn record_plan(line: &str) -> RecordPlan {
+    match action(line) {
+        Action::Record(plan) => plan,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn pid(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).unwrap()
+}
+
+/// The message, which has to be one line.
+fn complaint(line: &str) -> String {
+    match parse_in(line, &PIPE) {
+        Err(CliError::Usage(text)) => {
+            assert!(!text.contains('\n') && !text.is_empty(), "{line}: {text:?}");
+            text
+        }
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn the_grammar_is_consistent() {
+    command().debug_assert();
+}
+
+#[test]
+fn a_letter_has_one_meaning_in_every_command() {
+    let mut meanings = std::collections::HashMap::new();
+    let commands: Vec<_> = std::iter::once(command()).chain(command().get_subcommands().cloned()).collect();
+    for command in &commands {
+        for argument in command.get_arguments() {
+            if let Some(letter) = argument.get_short() {
+                let meaning = meanings.entry(letter).or_insert_with(|| argument.get_long());
+                assert_eq!(*meaning, argument.get_long(), "-{letter} of {}", command.get_name());
+            }
+        }
+    }
+    assert!(meanings.len() >= 5);
+}
+
+#[test]
+fn a_process_id_alone_records_for_thirty_seconds_and_reports() {
+    for line in ["1234", "-p 1234", "--pid 1234", "--pid=1234", "-p1234", "-v 1234", "1234 -v"] {
+        let plan = record_plan(line);
+        assert_eq!(plan.target, TargetPlan::Pid(pid(1234)), "{line}");
+        assert_eq!((plan.duration, plan.then_report), (Some(Duration::from_secs(30)), true), "{line}");
+    }
+}
+
+#[test]
+fn a_recording_has_defaults() {
+    let expected = RecordPlan {
+        target: TargetPlan::Pid(pid(7)),
+        duration: Some(Duration::from_secs(30)),
+        interval: Duration::from_secs(1),
+        output: None,
+        force: false,
+        min_size_bytes: 0,
+        max_size_bytes: u64::MAX,
+        limits: Limits::DEFAULT,
+        bpf_log: None,
+        then_report: false,
+    };
+    assert_eq!(record_plan("record 7"), expected);
+    assert_eq!(record_plan("record -p 7"), expected);
+}
+
+#[test]
+fn a_recording_takes_every_option() {
+    let plan = record_plan(
+        "record --duration 5m --interval 500ms -o out.offheap --force --min-size 64B --max-size 1MiB \
+         --max-live-blocks 5000 --max-sites 128 --max-threads 64 --stack-ring 1MiB --bpf-log debug -p 7",
+    );
+    let expected = RecordPlan {
+        target: TargetPlan::Pid(pid(7)),
+        duration: Some(Duration::from_secs(300)),
+        interval: Duration::from_millis(500),
+        output: Some("out.offheap".into()),
+        force: true,
+        min_size_bytes: 64,
+        max_size_bytes: 1 << 20,
+        limits: Limits { max_live_blocks: 5000, max_sites: 128, max_threads: 64, stack_ring_bytes: 1 << 20 },
+        bpf_log: Some(BpfLogLevel::Debug),
+        then_report: false,
+    };
+    assert_eq!(plan, expected);
+}
+
+#[test]
+fn a_command_is_recorded_until_it_ends_and_keeps_its_own_options() {
+    let plan = record_plan("record -o x -- node -p --duration app.js -- end");
+    let words = ["node", "-p", "--duration", "app.js", "--", "end"].map(OsString::from).to_vec();
+    assert_eq!(plan.target, TargetPlan::Command(words));
+    assert_eq!((plan.duration, plan.output), (None, Some(PathBuf::from("x"))));
+    assert_eq!(record_plan("record --duration 10s -- sleep 60").duration, Some(Duration::from_secs(10)));
+}
+
+#[test]
+fn documented_defaults_are_the_real_ones() {
+    let help = command().find_subcommand("record").unwrap().clone().render_long_help().to_string();
+    let Limits { max_live_blocks, max_sites, max_threads, stack_ring_bytes } = Limits::DEFAULT;
+    for default in [max_live_blocks, max_sites, max_threads] {
+        assert!(help.contains(&format!("[default: {default}]")), "{default}");
+    }
+    assert!(help.contains(&format!("[default: {}MiB]", stack_ring_bytes >> 20)));
+}
+
+#[test]
+fn the_other_commands_are_understood() {
+    let report = |top, min_age, sort, format| {
+        let file = "a.offheap".into();
+        Action::Report(ReportPlan { file, format, top, min_age, sort, color: false, width: None })
+    };
+    let age = Some(Duration::from_secs(5));
+    let export = |format, output: Option<&str>, force| {
+        Action::Export(ExportPlan { file: "a.offheap".into(), format, output: output.map(Into::into), force })
+    };
+    for (line, expected) in [
+        ("report a.offheap", report(20, None, SortKey::Outstanding, ReportFormat::Table)),
+        (
+            "report a.offheap --format json --top 3 --min-age 5s --sort growth",
+            report(3, age, SortKey::Growth, ReportFormat::Json),
+        ),
+        ("report --sort count a.offheap", report(20, None, SortKey::Count, ReportFormat::Table)),
+        ("export a.offheap --format folded", export(ExportFormat::Folded, None, false)),
+        ("export a.offheap -f svg -o x.svg --force", export(ExportFormat::Svg, Some("x.svg"), true)),
+        ("doctor", Action::Doctor { tgid: None }),
+        ("doctor 5", Action::Doctor { tgid: Some(pid(5)) }),
+        ("doctor -p 5", Action::Doctor { tgid: Some(pid(5)) }),
+        ("demo", Action::Demo { output_directory: ".".into() }),
+        ("demo -o /tmp/x", Action::Demo { output_directory: "/tmp/x".into() }),
+        ("completions zsh", Action::Completions { shell: Shell::Zsh }),
+        ("man", Action::Man { command: None }),
+        ("man record", Action::Man { command: Some("record".into()) }),
+        ("demo-target --duration 2s", Action::DemoTarget { duration: Duration::from_secs(2) }),
+        ("validate-unwind 9", Action::ValidateUnwind { tgid: pid(9), samples: 1000 }),
+        ("validate-unwind 9 --samples 50", Action::ValidateUnwind { tgid: pid(9), samples: 50 }),
+    ] {
+        assert_eq!(action(line), expected, "{line}");
+    }
+}
+
+#[test]
+fn hidden_commands_are_not_in_the_help() {
+    let CliError::Help(help) = parse_in("--help", &PIPE).unwrap_err() else { panic!() };
+    for shown in ["record", "report", "export", "doctor", "demo", "man"] {
+        assert!(help.lines().any(|line| line.trim_start().starts_with(&format!("{shown} "))), "{shown}");
+    }
+    for hidden in ["demo-target", "validate-unwind", "completions"] {
+        assert!(!help.contains(hidden), "{hidden}");
+    }
+    let CliError::Help(version) = parse_in("--version", &PIPE).unwrap_err() else { panic!() };
+    assert_eq!(version, concat!("offheap ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn messages_and_colours_follow_words_before_the_environment() {
+    for (line, verbosity) in [
+        ("doctor", Verbosity::Normal),
+        ("-q doctor", Verbosity::Quiet),
+        ("doctor --quiet", Verbosity::Quiet),
+        ("-v doctor", Verbosity::Verbose),
+        ("doctor -vv", Verbosity::Debug),
+        ("doctor -vvvvv", Verbosity::Trace),
+    ] {
+        assert_eq!(parse_in(line, &PIPE).unwrap().verbosity, verbosity, "{line}");
+    }
+    let no_color = Environment { no_color: true, ..TERMINAL };
+    for (line, environment, color) in [
+        ("doctor", &TERMINAL, true),
+        ("doctor", &PIPE, false),
+        ("doctor", &no_color, false),
+        ("doctor --no-color", &TERMINAL, false),
+        ("--color never doctor", &TERMINAL, false),
+        ("doctor --color always", &PIPE, true),
+        ("doctor --color always", &no_color, true),
+        ("doctor --color auto", &no_color, false),
+    ] {
+        let invocation = parse_in(line, environment).unwrap();
+        assert_eq!((invocation.color_stdout, invocation.color_stderr), (color, color), "{line}");
+    }
+    let Action::Report(plan) = parse_in("report x", &TERMINAL).unwrap().action else { panic!() };
+    assert_eq!((plan.color, plan.width), (true, Some(132)));
+}
+
+#[test]
+fn every_mistake_is_one_line_that_says_what_to_do() {
+    for (line, expected) in [
+        ("", "nothing to do; give a process id, as in `offheap 1234`"),
+        ("nonsense", "`nonsense` is neither a command nor a process id; `offheap --help`"),
+        ("recrod 5", "unknown argument `5`; `offheap --help` lists what there is"),
+        ("12x", "`12x` is not a process id; give a number"),
+        ("0", "there is no process id `0`; they go from 1 to 4194304"),
+        ("4194305", "there is no process id `4194305`"),
+        ("99999999999999999999", "there is no process id `99999999999999999999`"),
+        ("-p nonsense", "`nonsense` is not a process id"),
+        ("1 -p 2", "two process ids, `1` and `2`"),
+        ("-p", "`--pid` needs a value"),
+        ("1 record 2", "`1` stands before the command; the process id goes after it"),
+        ("-p 1 record", "`1` stands before the command"),
+        ("1 --duration 5s", "unknown argument `--duration`; `offheap --help`"),
+        ("record", "nothing to record; give a process id, as in `offheap record 1234`, or a command"),
+        ("record --", "nothing to record"),
+        ("record ls", "`ls` is not a process id; to start a command, put `--` before it"),
+        ("record 1 -p 2", "two process ids, `1` and `2`; give one"),
+        ("record 1 -- ls", "a process id and a command; record one of them at a time"),
+        ("record -p 1 -- ls", "a process id and a command"),
+        ("record 1 2", "unknown argument `2`; `offheap record --help`"),
+        ("record 1 --duration 30", "`--duration 30`: without a unit; write `30s`"),
+        ("record 1 --duration 0s", "`--duration 0s`: out of range; choose from 1s to 7days"),
+        ("record 1 --duration", "`--duration` needs a value"),
+        ("record 1 --interval 1ms", "`--interval 1ms`: out of range; choose from 100ms to 1m"),
+        ("record 1 --interval 10s --duration 5s", "`--interval` is longer than `--duration`"),
+        ("record 1 --min-size 64", "`--min-size 64`: without a unit; write `64B`"),
+        ("record 1 --max-size 1Q", "`--max-size 1Q`: unknown unit"),
+        ("record 1 --min-size 2KiB --max-size 1KiB", "`--min-size` is above `--max-size`"),
+        ("record 1 --max-live-blocks 5", "`--max-live-blocks 5`: out of range; choose from 1000 to"),
+        ("record 1 --max-sites x", "`--max-sites x`: not a whole number"),
+        ("record 1 --max-threads 0", "`--max-threads 0`: out of range"),
+        ("record 1 --stack-ring 3MiB", "`--stack-ring 3MiB`: not a power of two; the next one is `4MiB`"),
+        (
+            "record 1 --bpf-log loud",
+            "`--bpf-log loud` is not known; use `error`, `warn`, `info`, `debug` or `trace`",
+        ),
+        ("record 1 --bpf-log", "`--bpf-log` needs a value"),
+        ("record 1 --forse", "unknown argument `--forse`; did you mean `--force`?"),
+        ("record 1 --force --force", "`--force` is given twice"),
+        ("report", "missing `<FILE>`; see `offheap report --help`"),
+        ("report x --format xml", "`--format xml` is not known; use `table` or `json`"),
+        ("report x --top 0", "`--top 0`: out of range; choose from 1 to"),
+        ("report x --min-age 5", "`--min-age 5`: without a unit; write `5s`"),
+        ("report x --sort size", "`--sort size` is not known; use `outstanding`, `growth` or `count`"),
+        ("export x", "missing `--format <FORMAT>`; see `offheap export --help`"),
+        ("export", "missing `--format <FORMAT>` and `<FILE>`"),
+        ("doctor me", "`me` is not a process id"),
+        ("doctor 1 -p 1", "two process ids"),
+        ("completions csh", "is not known; use `bash`, `zsh` or `fish`"),
+        ("completions", "missing `<SHELL>`"),
+        ("validate-unwind x", "`x` is not a process id"),
+        ("-q -v doctor", "exclude each other; give one of them"),
+        ("--no-color --color never doctor", "exclude each other"),
+        ("--color sometimes doctor", "`--color sometimes` is not known; use `auto`, `always` or `never`"),
+    ] {
+        let text = complaint(line);
+        assert!(text.contains(expected), "{line}: {text}");
+    }
+}
+
+#[test]
+fn what_was_typed_cannot_break_the_line() {
+    let words = ["offheap", "a\nb\u{1b}[31m"].map(OsString::from);
+    let Err(CliError::Usage(text)) = parse(words, &PIPE) else { panic!() };
+    assert!(text.starts_with("`a\\nb\\u{1b}[31m` is neither"), "{text}");
+    use std::os::unix::ffi::OsStringExt;
+    let words = ["offheap".into(), OsString::from_vec(vec![0xff])];
+    let Err(CliError::Usage(text)) = parse(words, &PIPE) else { panic!() };
+    assert!(text.contains("not UTF-8"), "{text}");
+}
