@@ -79,7 +79,8 @@ impl Case {
         let mut spin = Command::new(&programs.spin);
         if self == Self::Heaptrack {
             spin = Command::new(find_program("heaptrack").context("no heaptrack")?);
-            spin.arg("--record-only").arg("-o").arg(scratch.path().join("heaptrack")).arg(&programs.spin);
+            // Raw: not interpreted at the same time, which would compete for the CPU.
+            spin.arg("--raw").arg("-o").arg(scratch.path().join("heaptrack")).arg(&programs.spin);
         }
         let mut target = Target::start(spin.arg(frames.to_string()))?;
         let tracer =
@@ -108,10 +109,9 @@ impl Case {
             }
             Self::Bpftrace => {
                 let script = scratch.join("leak.bt");
-                fs::write(&script, bpftrace_script(&libc_of(pid)?))
+                fs::write(&script, bpftrace_script(&libc_of(pid)?, pid))
                     .context("cannot write the bpftrace script")?;
                 command = Command::new(find_program("bpftrace").context("no bpftrace")?);
-                // Output into a file: the final maps are not read.
                 command.args(["-p", &pid_text]).arg(script);
             }
         }
@@ -128,13 +128,13 @@ fn libc_of(pid: u32) -> Result<String> {
 }
 
 /// Outstanding bytes by stack, as one would write it. The interval tells that everything is attached: bpftrace runs
-/// BEGIN before it attaches the rest.
-fn bpftrace_script(libc: &str) -> String {
+/// BEGIN before it attaches the rest. The predicates are needed, because `-p` of some versions lets in other processes.
+fn bpftrace_script(libc: &str, pid: u32) -> String {
     format!(
-        "uprobe:{libc}:malloc {{ @size[tid] = arg0; }}\n\
-         uretprobe:{libc}:malloc /@size[tid]/ {{\n  \
+        "uprobe:{libc}:malloc /pid == {pid}/ {{ @size[tid] = arg0; }}\n\
+         uretprobe:{libc}:malloc /pid == {pid} && @size[tid]/ {{\n  \
            @live[retval] = @size[tid]; @stack[retval] = ustack; @bytes[ustack] += @size[tid]; delete(@size[tid]);\n}}\n\
-         uprobe:{libc}:free /@live[arg0]/ {{\n  \
+         uprobe:{libc}:free /pid == {pid} && @live[arg0]/ {{\n  \
            @bytes[@stack[arg0]] -= @live[arg0]; delete(@live[arg0]); delete(@stack[arg0]);\n}}\n\
          interval:s:1 {{ @ticks += 1; if (@ticks == 2) {{ printf(\"attached\\n\"); }} }}\n"
     )
