@@ -75,6 +75,19 @@ impl CaptureWriter {
         )
     }
 
+    /// Says anew what a frame is, when it became known later than the frame.
+    pub fn update_frame(&mut self, frame: &Frame) -> Result<(), CaptureError> {
+        self.run(
+            "UPDATE frame SET object = ?, file_offset = ?, kind = ? WHERE id = ?",
+            params![
+                frame.object.map(|object| object.0),
+                frame.file_offset.map(u64::cast_signed),
+                frame.kind.name(),
+                frame.id.0
+            ],
+        )
+    }
+
     /// Adds a frame, and its locations if it has any. An id that is there already is left as it is.
     pub fn add_frame(&mut self, frame: &Frame) -> Result<(), CaptureError> {
         self.run(

@@ -5,7 +5,11 @@ use std::{
     collections::{HashMap, VecDeque},
     fs::File,
     num::NonZeroU32,
-    os::{fd::AsFd, unix::fs::FileExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    path::PathBuf,
     time::Instant,
 };
 
@@ -24,7 +28,8 @@ use crate::{
         maps::{self, MapEntry},
         object::ObjectFile,
     },
-    model::{Object, ObjectId, Target},
+    model::{Object, ObjectId},
+    symbolize::ObjectSource,
     unwind::{
         UnwindError, own_vdso,
         process::{ChunkAllocator, MappingSet, OwnedChunks, TRAMPOLINE_BYTES, is_trampoline},
@@ -86,6 +91,8 @@ pub struct CodeTables {
     generation: u32,
     published: bool,
     problems: Vec<String>,
+    /// The target's root directory, held so that debug files in it are found after it has exited.
+    root: Option<OwnedFd>,
 }
 
 /// The code ranges and kernel mappings of one look at the target.
@@ -112,6 +119,7 @@ impl CodeTables {
             generation: 0,
             published: false,
             problems: Vec::new(),
+            root: None,
         }
     }
 
@@ -122,6 +130,11 @@ impl CodeTables {
     /// [`RecordError::Discover`] when the target is gone or may not be read. An object that cannot be read
     /// is none: its stacks end as `no-unwind-table`.
     pub fn survey(&mut self, tgid: NonZeroU32) -> Result<bool, RecordError> {
+        if self.root.is_none() {
+            use rustix::fs::{Mode, OFlags};
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            self.root = rustix::fs::open(format!("/proc/{tgid}/root"), flags, Mode::empty()).ok();
+        }
         let entries = maps::read(tgid.get())?;
         let mut layout = Layout { mappings: Vec::new(), ranges: Vec::new() };
         for entry in entries.iter().filter(|entry| entry.is_executable()) {
@@ -314,6 +327,22 @@ impl CodeTables {
     /// What addresses mean.
     pub fn space(&self) -> &AddressSpace {
         &self.space
+    }
+
+    /// Where the symbols of an object are, and its path for messages.
+    pub fn symbol_source(&self, id: ObjectId) -> Option<(ObjectSource, String)> {
+        let known = self.objects.values().find(|known| known.id == id)?;
+        match &known.source {
+            Source::Vdso(bytes) => Some((ObjectSource::Bytes(bytes.clone()), "[vdso]".to_owned())),
+            Source::File(file) => Some((
+                ObjectSource::File {
+                    file: file.file().try_clone().ok()?,
+                    display_path: PathBuf::from(file.path()),
+                    root: self.root.as_ref().map(|root| PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()))),
+                },
+                file.path().to_owned(),
+            )),
+        }
     }
 
     /// Objects that were not asked for yet.

@@ -1,16 +1,19 @@
 //! Runs a recording: loads the programs, attaches, reads back, ends.
 
 mod address_space;
-pub mod code;
+mod code;
 mod error;
 mod event;
-pub mod kernel_map;
-pub mod link;
+mod kernel_map;
+mod link;
 mod live;
 mod load;
 mod mmap_watch;
+mod naming;
 mod rss;
+mod session;
 mod stacks;
 
 pub use error::RecordError;
-pub use load::{Limits, LoadOptions, Programs, Purpose, TableSizes, Verification};
+pub use load::{LoadOptions, Limits, Programs, Purpose, TableSizes, Verification};
+pub use session::{Outcome, Progress, RecordOptions, Session};

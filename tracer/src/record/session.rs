@@ -19,17 +19,19 @@ use super::{
     RecordError,
     code::CodeTables,
     event::{self, Event},
-    link::Links,
+    link::{Links, Probe, Role},
     live::{self, Amount},
     load::{Limits, LoadOptions, Programs, Purpose},
     mmap_watch::{Changes, MmapWatch},
+    naming::name_frames,
     rss,
     stacks::StackBook,
 };
 use crate::{
-    attach,
-    capture::{CaptureWriter, Header},
-    model::{EndReason, Frame, LossTally, RssSample, Target},
+    attach::{AttachError, discover::{Allocator, Discoverer}, target::TargetProcess},
+    capture::{CaptureWriter, Header, Owner},
+    model::{EndReason, Frame, Lens, LossTally, RssSample, Target},
+    symbolize::PerfMapSource,
 };
 
 /// What to record.
@@ -51,6 +53,8 @@ pub struct RecordOptions {
     pub limits: Limits,
     /// Level of the BPF side's log lines.
     pub bpf_log: Option<log::Level>,
+    /// Who shall own the capture; `None`: whoever runs this.
+    pub owner: Option<Owner>,
 }
 
 /// What a live view may show.
@@ -95,7 +99,10 @@ const REFRESH_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// A recording that has been set up.
 pub struct Session {
     tgid: NonZeroU32,
+    target: Target,
     options: RecordOptions,
+    discoverer: Discoverer,
+    perf_map: Option<PerfMapSource>,
     programs: Programs,
     code: CodeTables,
     links: Links,
@@ -120,11 +127,11 @@ impl Session {
     ///
     /// # Errors
     /// Everything that can stand in the way of a recording.
-    pub fn prepare(target: &Target, options: RecordOptions) -> Result<Self, RecordError> {
-        let tgid = NonZeroU32::new(target.tgid)
-            .ok_or(RecordError::System { operation: "trace process 0", source: std::io::ErrorKind::InvalidInput.into() })?;
+    pub fn prepare(process: &TargetProcess, options: RecordOptions) -> Result<Self, RecordError> {
+        let target = process.target.clone();
+        let tgid = NonZeroU32::new(target.tgid).ok_or(AttachError::NoProcess { tgid: 0 })?;
         let watches = MmapWatch::open_all()?;
-        let mut code = CodeTables::new(target)?;
+        let mut code = CodeTables::new();
         code.survey(tgid)?;
         let load = LoadOptions {
             limits: options.limits,
@@ -135,9 +142,22 @@ impl Session {
             validate: false,
         };
         let programs = Programs::load(&load, Purpose::Trace)?;
-        let writer = CaptureWriter::create(&options.output, options.force, &header(target, &options))?;
+        let header = header(&target, &options);
+        let writer = CaptureWriter::create_for(&options.output, options.force, options.owner, &header)?;
+        let inner_tgid = target.inner_tgid.unwrap_or(target.tgid);
+        let mut hints = Vec::new();
+        let perf_map = match PerfMapSource::open(target.tgid, inner_tgid, process.uid) {
+            Ok(source) => Some(source),
+            Err(error) => {
+                hints.push(format!("no names from the perf map: {error}"));
+                None
+            }
+        };
         Ok(Self {
             tgid,
+            target,
+            discoverer: Discoverer::default(),
+            perf_map,
             last: vec![SiteCounters::default(); options.limits.max_sites as usize],
             options,
             programs,
@@ -153,7 +173,7 @@ impl Session {
             start_ns: monotonic_ns(),
             first_rss: None,
             progress: Progress::default(),
-            hints: Vec::new(),
+            hints,
             dirty: false,
             refresh_pause: REFRESH_PAUSE,
         })
@@ -170,14 +190,36 @@ impl Session {
         for object in self.code.take_new_objects() {
             self.writer.add_object(&object)?;
         }
+        self.hints.extend(self.code.take_problems());
         self.refresh_pause =
             if changed { REFRESH_PAUSE } else { (self.refresh_pause * 2).min(REFRESH_PAUSE_MAX) };
         if !changed && !self.links.is_empty() {
             return Ok(0);
         }
-        let discovery = attach::discover(self.tgid.get())?;
-        let probes = self.code.probes(&discovery);
+        let allocators = self.discoverer.discover(self.tgid.get())?;
+        let probes: Vec<Probe<'_>> = allocators.iter().flat_map(|allocator| probes_of(allocator)).collect();
         self.links.place(&mut self.programs, Purpose::Trace, self.tgid, &probes)
+    }
+
+    /// Refuses to go on without an allocator.
+    ///
+    /// # Errors
+    /// [`AttachError::NoAllocator`].
+    pub fn require_probes(&self) -> Result<(), RecordError> {
+        if !self.links.is_empty() {
+            return Ok(());
+        }
+        let is_go = self.target.runtime.as_ref().is_some_and(|runtime| runtime.name == "go");
+        Err(RecordError::Discover(AttachError::NoAllocator {
+            tgid: self.tgid.get(),
+            comm: self.target.comm.clone(),
+            hint: if is_go {
+                "it is a Go program without C code; Go's own heap does not go through malloc and cannot have \
+                 return probes: use Go's pprof"
+            } else {
+                "none of its files defines malloc; a static program must not be stripped of its symbols"
+            },
+        }))
     }
 
     /// Probes in place.
@@ -248,8 +290,6 @@ impl Session {
             Ok(_) => Ok(()),
             // The exit is seen by the loop; the state until then is still good.
             Err(RecordError::Discover(error)) if error.is_absent() => Ok(()),
-            // It has executed something that has no allocator, or has not loaded it yet.
-            Err(RecordError::Discover(_)) if self.execs > 0 => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -267,7 +307,7 @@ impl Session {
                     for frame in &added.frames {
                         self.writer.add_frame(frame)?;
                     }
-                    self.writer.add_stack(crate::model::Lens::Malloc, &added.stack)?;
+                    self.writer.add_stack(Lens::Malloc, &added.stack)?;
                 }
                 Event::Refresh { tgid } => self.dirty |= tgid == self.tgid.get(),
                 Event::Exec { tgid, time_ns } => self.end_program(tgid, time_ns)?,
@@ -377,15 +417,7 @@ impl Session {
         for object in self.code.take_new_objects() {
             self.writer.add_object(&object)?;
         }
-        let placed: Vec<Frame> = self.book.place_unknown(self.code.space());
-        for frame in &placed {
-            self.writer.update_frame(frame)?;
-        }
-        let named = self.code.symbolize(self.book.frames());
-        for (frame, locations) in &named.locations {
-            self.writer.set_locations(*frame, locations)?;
-        }
-        self.hints.extend(named.hints);
+        self.name_frames()?;
         let probe_hits = self.probe_hits(&self.programs.tallies()?);
         self.hints.extend(self.silence(probe_hits));
         for hint in &self.hints {
@@ -394,6 +426,24 @@ impl Session {
         let elapsed_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.writer.finish(reason, elapsed_ns)?;
         Ok(Outcome { output: self.options.output, reason, progress: self.progress, probe_hits, hints: self.hints })
+    }
+
+    fn name_frames(&mut self) -> Result<(), RecordError> {
+        let placed: Vec<Frame> = self.book.place_unknown(self.code.space());
+        for frame in &placed {
+            self.writer.update_frame(frame)?;
+        }
+        let naming = name_frames(&self.book, &self.code, &self.target, self.perf_map.as_mut());
+        for (frame, locations) in &naming.locations {
+            self.writer.set_locations(*frame, locations)?;
+        }
+        for (id, kind) in naming.kinds {
+            if let Some(frame) = self.book.set_kind(id, kind) {
+                self.writer.update_frame(frame)?;
+            }
+        }
+        self.hints.extend(naming.hints);
+        Ok(())
     }
 
     /// The self-test: memory that moves while no probe fires means that the allocator was not found.
@@ -421,12 +471,41 @@ fn header(target: &Target, options: &RecordOptions) -> Header {
         ("max_threads", limits.max_threads.to_string()),
         ("stack_ring_bytes", limits.stack_ring_bytes.to_string()),
     ];
+    let system = rustix::system::uname();
     Header {
         target: target.clone(),
+        start_realtime_ns: realtime_ns(),
         interval_ns: u64::try_from(options.interval.as_nanos()).unwrap_or(u64::MAX),
         settings: settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-        ..Header::now()
+        kernel_release: system.release().to_string_lossy().into_owned(),
+        offheap_version: env!("CARGO_PKG_VERSION").to_owned(),
+        machine: system.machine().to_string_lossy().into_owned(),
     }
+}
+
+/// The probes that an allocator's functions need: one at entry, and one at the return where a block is
+/// returned, both at the same place.
+pub(super) fn probes_of(allocator: &Allocator) -> impl Iterator<Item = Probe<'_>> {
+    allocator.probed.iter().flat_map(move |probed| {
+        let function = probed.definition.function;
+        let roles: &[Role] =
+            if function.shape.returns_block() { &[Role::Return, Role::Entry] } else { &[Role::Release] };
+        roles.iter().map(move |role| Probe {
+            object: allocator.file.file().as_fd(),
+            object_key: allocator.key,
+            object_path: allocator.file.path(),
+            function: function.name,
+            file_offset: probed.file_offset(),
+            cookie: probed.cookie,
+            role: *role,
+        })
+    })
+}
+
+fn realtime_ns() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// `CLOCK_MONOTONIC`, the clock of the BPF programs.
