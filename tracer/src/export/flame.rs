@@ -1,0 +1,105 @@
+//! The flame graph of outstanding bytes, drawn by inferno.
+
+use std::io::Write;
+
+use inferno::flamegraph::color::{BackgroundColor, BasicPalette};
+use inferno::flamegraph::{Options, Palette, TextTruncateDirection, from_lines};
+
+use super::ExportError;
+use super::fold::line;
+use crate::profile::Profile;
+use crate::report::escape;
+use crate::report::human::{counted, middle, percent, seconds, size};
+
+/// Characters of a title that fit the picture.
+const TITLE_WIDTH: usize = 100;
+/// Characters of a subtitle that fit the picture.
+const SUBTITLE_WIDTH: usize = 150;
+
+/// Draws the flame graph: its width is outstanding bytes, its root is at the bottom.
+pub fn svg(profile: &Profile, out: impl Write) -> Result<(), ExportError> {
+    let lines: Vec<String> = profile
+        .sites
+        .iter()
+        .filter(|site| site.outstanding_bytes > 0)
+        .map(|site| line(profile, site))
+        .collect();
+    if lines.is_empty() {
+        return Err(ExportError::NothingOutstanding);
+    }
+    let mut options = Options::default();
+    options.title = title(profile);
+    options.subtitle = Some(subtitle(profile));
+    options.count_name = "bytes".into();
+    options.name_type = "Function:".into();
+    options.colors = Palette::Basic(BasicPalette::Mem);
+    options.bgcolors = Some(BackgroundColor::Grey);
+    options.deterministic = true;
+    options.text_truncate_direction = TextTruncateDirection::Right;
+    from_lines(&mut options, lines.iter().map(String::as_str), out)?;
+    Ok(())
+}
+
+/// What was measured.
+fn title(profile: &Profile) -> String {
+    let target = &profile.header.target;
+    let age = profile.filter.min_age_ns.map(|age_ns| format!(" for {}", seconds(age_ns))).unwrap_or_default();
+    let title = format!("Native memory not freed{age}: {} (pid {})", escape(&target.comm), target.tgid);
+    middle(&title, TITLE_WIDTH)
+}
+
+/// How much, for how long, how complete.
+fn subtitle(profile: &Profile) -> String {
+    let (totals, stacks) = (&profile.totals, profile.completeness.stacks);
+    let mut subtitle = format!(
+        "{} requested in {}, recorded for {}, {} of {} whole",
+        size(totals.outstanding_bytes),
+        counted(totals.outstanding_count, "block", "blocks"),
+        seconds(profile.window.elapsed_ns),
+        percent(stacks.whole, stacks.total),
+        counted(stacks.total, "stack", "stacks"),
+    );
+    if profile.sites.len() < profile.totals.sites {
+        subtitle
+            .push_str(&format!(", largest {} only", counted(profile.sites.len() as u64, "site", "sites")));
+    }
+    let completeness = &profile.completeness;
+    if !completeness.is_finished {
+        subtitle.push_str(", UNFINISHED");
+    } else if !completeness.is_complete {
+        let reasons: Vec<_> = completeness.incomplete_losses().map(|loss| escape(&loss.reason)).collect();
+        let reasons = if reasons.is_empty() { "damaged capture".into() } else { reasons.join(", ") };
+        subtitle.push_str(&format!(", INCOMPLETE: {reasons}"));
+    } else {
+        subtitle.push_str(", complete");
+    }
+    middle(&subtitle, SUBTITLE_WIDTH)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::capture::fixture::{clean, leaky};
+    use crate::report::tests::profile;
+
+    #[test]
+    fn the_picture_says_what_it_shows() {
+        let mut out = Vec::new();
+        svg(&profile(&leaky()), &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("Native memory not freed: node (pid 4242)"));
+        assert!(text.contains("recorded for 10.0 s, 66.6 % of 3 stacks whole, INCOMPLETE: stack-ring-full"));
+        let leak = "leak_scratch(unsigned long) (10,747,904 bytes,";
+        assert!(text.contains(leak), "frames carry their bytes");
+        assert!(!text.contains(['\u{1b}', '\u{202e}']));
+        assert!(text.contains("std::pair&lt;"), "names are escaped for XML");
+    }
+
+    #[test]
+    fn nothing_is_not_drawn() {
+        let mut out = Vec::new();
+        assert!(matches!(svg(&profile(&clean()), &mut out), Err(ExportError::NothingOutstanding)));
+        assert!(out.is_empty());
+    }
+}

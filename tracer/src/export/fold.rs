@@ -1,0 +1,92 @@
+//! Folded stacks: one line per site, root first, frames separated by semicolons, then the bytes.
+
+use std::io::Write;
+
+use super::ExportError;
+use crate::profile::{Profile, Site};
+use crate::report::escape;
+
+/// Writes `root;…;leaf BYTES` for every site with outstanding bytes. A stack that does not reach its root
+/// begins with a frame in brackets that says why, so that it is not taken for a whole one.
+pub fn folded(profile: &Profile, mut out: impl Write) -> Result<(), ExportError> {
+    for site in profile.sites.iter().filter(|site| site.outstanding_bytes > 0) {
+        writeln!(out, "{}", line(profile, site))?;
+    }
+    Ok(())
+}
+
+/// One line without its end.
+pub(super) fn line(profile: &Profile, site: &Site) -> String {
+    let mut names: Vec<String> = profile.stack(site).map(|frame| frame_name(&frame.label())).collect();
+    if site.is_lost {
+        names.push("[stack lost]".into());
+    } else if !site.end.is_whole() {
+        names.push(format!("[stack breaks off: {}]", site.end.name()));
+    }
+    names.reverse();
+    format!("{} {}", names.join(";"), site.outstanding_bytes)
+}
+
+/// Escapes what has a meaning in the format: the separator, line ends, blanks and `#` at the begin
+/// (comments), and a number at the end (a second count).
+fn frame_name(label: &str) -> String {
+    let name = escape(label).replace(';', "\\x3b");
+    let name = name.trim();
+    if let Some(rest) = name.strip_prefix('#') {
+        return format!("\\x23{rest}");
+    }
+    match name.rsplit_once(' ') {
+        Some((head, tail))
+            if tail.chars().all(|character| character.is_ascii_digit() || character == '.') =>
+        {
+            format!("{head}\\x20{tail}")
+        }
+        _ if name.is_empty() => "[empty name]".into(),
+        _ => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::capture::fixture::{Recording, at, blocks, leaky};
+    use crate::model::StackEnd;
+    use crate::report::tests::{assert_golden, profile};
+
+    #[test]
+    fn golden_folded() {
+        let mut out = Vec::new();
+        folded(&profile(&leaky()), &mut out).unwrap();
+        assert_golden("export/golden/leaky.folded", &String::from_utf8(out).unwrap());
+    }
+
+    #[test]
+    fn names_do_not_break_the_format() {
+        assert_eq!(frame_name("<[u8; 8]>::f"), "<[u8\\x3b 8]>::f");
+        assert_eq!(frame_name("a\nb 12"), "a\\nb\\x2012");
+        assert_eq!(frame_name("# no comment"), "\\x23 no comment");
+        assert_eq!(frame_name("  "), "[empty name]");
+        assert_eq!(frame_name("operator new(unsigned long)"), "operator new(unsigned long)");
+    }
+
+    #[test]
+    fn lines_sum_up_to_the_outstanding_bytes() {
+        let mut recording = Recording::new();
+        let object = recording.object("/x", None);
+        for site in 0..50u32 {
+            let frame = recording.frame(object, u64::from(site % 7), at("f 1;2", "f.c", site));
+            recording.stack(site, StackEnd::ALL[site as usize % StackEnd::ALL.len()], &[frame]);
+        }
+        let samples: Vec<_> = (0..50).map(|site| (site, blocks(10 + u64::from(site), 3, 1))).collect();
+        recording.tick(1, &samples, 1);
+        let profile = profile(&recording);
+        let mut out = Vec::new();
+        folded(&profile, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let sum: u64 =
+            text.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum();
+        assert_eq!(sum, profile.totals.outstanding_bytes);
+        assert_eq!(sum, (0..50).map(|site| (10 + site) * 2).sum::<u64>());
+    }
+}

@@ -1,0 +1,118 @@
+//! One site of the table: its numbers, the function that asked for the memory, and who called it.
+
+use super::escape;
+use super::human::{counted, function, middle, percent, size};
+use super::table::{Paint, growth};
+use crate::profile::{Profile, Site, SiteFrame};
+
+/// Callers shown of one site; of more, the inner and the outer ones.
+const CALLERS_SHOWN: usize = 8;
+/// Of these, outer ones.
+const OUTER_CALLERS: usize = 2;
+
+/// Frames, counted from the root, that all these sites share and that tell none of them from another.
+pub(super) fn shared_frames(profile: &Profile, sites: &[&Site]) -> usize {
+    let mut stacks = sites.iter().filter(|site| !site.frames.is_empty()).map(|site| {
+        let lines: Vec<_> = profile.stack(site).collect();
+        let room = lines.len().saturating_sub(site.culprit + 1);
+        (lines, room)
+    });
+    let Some((first, room)) = stacks.next() else { return 0 };
+    let (mut shared, mut others) = (room, 0);
+    for (lines, room) in stacks {
+        let same = first.iter().rev().zip(lines.iter().rev()).take_while(|(a, b)| is_same(a, b)).count();
+        shared = shared.min(same).min(room);
+        others += 1;
+    }
+    if others == 0 { 0 } else { shared }
+}
+
+fn is_same(a: &SiteFrame<'_>, b: &SiteFrame<'_>) -> bool {
+    let object = |line: &SiteFrame<'_>| line.object.map(|object| object.path.clone());
+    a.location == b.location && object(a) == object(b) && a.label() == b.label()
+}
+
+/// The lines of one site.
+pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize, paint: Paint) -> String {
+    let share = percent(site.outstanding_bytes, profile.totals.outstanding_bytes);
+    let numbers = format!(
+        "{:>3}. {:>10}  {:>6}  {}, {}",
+        site.rank,
+        size(site.outstanding_bytes),
+        share,
+        counted(site.outstanding_count, "block", "blocks"),
+        growth(site.growth_bytes_per_s),
+    );
+    let mut lines = vec![paint.bold(&numbers)];
+    let stack: Vec<_> = profile.stack(site).collect();
+    if site.is_lost {
+        let reason = if site.lost_by.is_empty() { "reason unknown".into() } else { site.lost_by.join(", ") };
+        lines.push(format!("     {}", paint.warning(&format!("stack lost: {reason}"))));
+        return joined(&lines);
+    }
+    match stack.get(site.culprit) {
+        Some(culprit) => lines.push(named(culprit, "     ", width, |name| paint.culprit(name), paint)),
+        None => lines.push(format!("     {}", paint.warning(&format!("no stack: {}", site.end.name())))),
+    }
+    let via: Vec<_> =
+        stack.iter().take(site.culprit).rev().map(|line| function(&escape(&line.label()), 40)).collect();
+    if !via.is_empty() {
+        let via = middle(&format!("via {}", via.join(" → ")), width.saturating_sub(7));
+        lines.push(format!("       {}", paint.dim(&via)));
+    }
+    let callers = stack.get(site.culprit + 1..).unwrap_or_default();
+    let shared = if site.end.is_whole() { shared.min(callers.len()) } else { 0 };
+    let (own, common) = callers.split_at(callers.len() - shared);
+    let hidden = own.len().saturating_sub(CALLERS_SHOWN);
+    for (index, caller) in own.iter().enumerate() {
+        let inner = CALLERS_SHOWN - OUTER_CALLERS;
+        if hidden > 0 && index == inner {
+            lines.push(paint.dim(&format!("       … {} …", counted(hidden as u64, "frame", "frames"))));
+        }
+        if hidden == 0 || index < inner || index >= inner + hidden {
+            lines.push(named(caller, "       ← ", width, str::to_owned, paint));
+        }
+    }
+    if !common.is_empty() {
+        let frames = counted(common.len() as u64, "frame", "frames");
+        lines.push(paint.dim(&format!("       … {frames} shared by all sites")));
+    }
+    if !site.end.is_whole() && !stack.is_empty() {
+        let reason = format!("the stack breaks off here: {}", site.end.name());
+        lines.push(format!("       {}", paint.warning(&reason)));
+    }
+    joined(&lines)
+}
+
+fn joined(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Function first, then file and line, then the object, within `width`.
+fn named(
+    line: &SiteFrame<'_>,
+    indent: &str,
+    width: usize,
+    paint_name: impl Fn(&str) -> String,
+    paint: Paint,
+) -> String {
+    let file = line.location.file.as_deref().map(|file| match line.location.line {
+        Some(number) => format!("{}:{number}", base_name(file)),
+        None => base_name(file).to_owned(),
+    });
+    // A nameless frame has its object in its label.
+    let object = line
+        .object
+        .filter(|_| line.location.function.is_some())
+        .map(|object| base_name(&object.path).to_owned());
+    let inlined = line.location.inlined.then(|| "inlined".to_owned());
+    let place: Vec<_> = file.into_iter().chain(object).chain(inlined).collect();
+    let place = middle(&escape(&place.join("  ")), width / 2);
+    let room = width.saturating_sub(indent.chars().count() + place.chars().count() + 2).max(12);
+    let name = function(&escape(&line.label()), room);
+    format!("{indent}{}  {}", paint_name(&name), paint.dim(&place)).trim_end().to_owned()
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)
+}

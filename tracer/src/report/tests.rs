@@ -1,0 +1,228 @@
+//! Golden reports, the schema, and the whole way from hostile files to text.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::Rng;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+use serde_json::Value;
+
+use super::{TableOptions, json, json_text, table};
+use crate::capture::Capture;
+use crate::capture::fixture::{Recording, at, blocks, clean, leaky};
+use crate::model::StackEnd;
+use crate::profile::{Filter, Profile, Sort};
+
+const PLAIN: TableOptions<'static> = TableOptions { width: 100, color: false, file: Some("leak.offheap") };
+
+pub(crate) fn profile(recording: &Recording) -> Profile {
+    Profile::new(recording.capture(), Filter::default()).unwrap()
+}
+
+/// Compares with a file in the source tree; `BLESS=1` rewrites it.
+pub(crate) fn assert_golden(name: &str, found: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src").join(name);
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&path, found).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == expected,
+        "{name} differs; BLESS=1 rewrites it\n--- expected\n{expected}\n--- found\n{found}"
+    );
+}
+
+/// Three sites that share a root and a deep recursion, to see what is left out.
+fn crowded() -> Recording {
+    let mut recording = Recording::new();
+    let object = recording.object("/srv/app", Some("ee55"));
+    let root: Vec<_> = ["serve(Request const&)", "run()", "main"]
+        .iter()
+        .zip(0..)
+        .map(|(name, line)| {
+            recording.frame(object, 0x100 + u64::from(line), at(name, "srv/main.cc", line + 1))
+        })
+        .collect();
+    let visit =
+        recording.frame(object, 0x800, at("Tree<std::pair<int, std::string> >::visit(Node*)", "tree.h", 30));
+    for site in 1..=3u32 {
+        let own =
+            recording.frame(object, 0x200 + u64::from(site), at(&format!("handler_{site}()"), "h.cc", site));
+        let mut frames = vec![own];
+        frames.extend(std::iter::repeat_n(visit, (site as usize - 1) * 10));
+        frames.extend(&root);
+        recording.stack(site, StackEnd::ThreadStart, &frames);
+    }
+    for second in 1..=5 {
+        let samples: Vec<_> = (1..=3).map(|site| (site, blocks(u64::from(site) * 7, second, 0))).collect();
+        recording.tick(second, &samples, 1 << 30);
+    }
+    recording
+}
+
+#[test]
+fn golden_tables() {
+    assert_golden("report/golden/leaky.txt", &table(&profile(&leaky()), &PLAIN));
+    assert_golden("report/golden/clean.txt", &table(&profile(&clean()), &PLAIN));
+    assert_golden("report/golden/crowded.txt", &table(&profile(&crowded()), &PLAIN));
+    let narrow = TableOptions { width: 60, color: true, file: Some("it's here.offheap") };
+    let filter = Filter { min_age_ns: Some(5_000_000_000), sort: Sort::Count, top: Some(2) };
+    let mut recording = leaky();
+    recording.finish = None;
+    let aged = Profile::new(recording.capture(), filter).unwrap();
+    assert_golden("report/golden/narrow.txt", &table(&aged, &narrow));
+}
+
+#[test]
+fn golden_json() {
+    assert_golden("report/golden/leaky.json", &json_text(&profile(&leaky())));
+    assert_golden("report/golden/clean.json", &json_text(&profile(&clean())));
+}
+
+#[test]
+fn json_text_is_the_json() {
+    let profile = profile(&leaky());
+    let text = json_text(&profile);
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), json(&profile));
+    assert!(!text.contains(['\u{1b}', '\u{202e}']), "safe on a terminal");
+}
+
+#[test]
+fn tables_keep_to_the_width_and_carry_no_control_characters() {
+    for recording in [leaky(), clean(), crowded()] {
+        for width in [40, 60, 80, 200] {
+            let text = table(&profile(&recording), &TableOptions { width, color: false, file: None });
+            for line in text.lines() {
+                assert!(line.chars().count() <= width, "{width}: {line}");
+                assert!(!line.contains(super::escape::is_deceptive), "{line:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn reports_match_their_schema() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/report-schema.json");
+    let schema: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let mut unfinished = leaky();
+    unfinished.finish = None;
+    for recording in [leaky(), clean(), crowded(), Recording::new(), unfinished] {
+        let report = json(&profile(&recording));
+        check(&schema, &report, "report").unwrap();
+        let mut spoiled = report.clone();
+        spoiled["schema"] = "offheap.report/2".into();
+        assert!(check(&schema, &spoiled, "report").is_err());
+        let mut spoiled = report.clone();
+        spoiled["surprise"] = 1.into();
+        assert!(check(&schema, &spoiled, "report").is_err());
+        let mut spoiled = report.clone();
+        spoiled["completeness"]["complete"] = Value::Null;
+        assert!(check(&schema, &spoiled, "report").is_err());
+        let mut spoiled = report;
+        spoiled.as_object_mut().unwrap().remove("rss");
+        assert!(check(&schema, &spoiled, "report").is_err());
+    }
+}
+
+/// Validates against the part of JSON Schema that the file uses; any other keyword is an error.
+fn check(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
+    let is = |name: &str| match name {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "integer" => value.is_u64() || value.is_i64(),
+        "number" => value.is_number(),
+        "boolean" => value.is_boolean(),
+        "null" => value.is_null(),
+        other => panic!("type {other} in the schema"),
+    };
+    let fail = |what: &str| Err(format!("{at}: {what}: {value}"));
+    for (keyword, rule) in schema.as_object().unwrap() {
+        match keyword.as_str() {
+            "$schema" | "$id" | "title" | "description" => {}
+            "type" => {
+                let types: Vec<_> = rule.as_array().map_or(vec![rule], |types| types.iter().collect());
+                if !types.iter().any(|name| is(name.as_str().unwrap())) {
+                    return fail("type");
+                }
+            }
+            "const" if rule != value => return fail("const"),
+            "enum" if !rule.as_array().unwrap().contains(value) => return fail("enum"),
+            "minimum" if value.as_f64().is_some_and(|number| number < rule.as_f64().unwrap()) => {
+                return fail("minimum");
+            }
+            "const" | "enum" | "minimum" => {}
+            "items" => {
+                for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+                    check(rule, item, &format!("{at}[{index}]"))?;
+                }
+            }
+            "required" => {
+                let missing = |name: &&Value| value.get(name.as_str().unwrap()).is_none();
+                if value.is_object() && rule.as_array().unwrap().iter().any(|name| missing(&name)) {
+                    return fail("required");
+                }
+            }
+            "properties" => {
+                for (name, inner) in value.as_object().into_iter().flatten() {
+                    let rule = rule.get(name).ok_or_else(|| format!("{at}.{name} is not in the schema"))?;
+                    check(rule, inner, &format!("{at}.{name}"))?;
+                }
+            }
+            "additionalProperties" => assert_eq!(rule, &Value::Bool(false)),
+            other => panic!("keyword {other} in the schema"),
+        }
+    }
+    Ok(())
+}
+
+/// Everything that is done with a file, whoever wrote it.
+fn digest(path: &Path) -> bool {
+    let Ok(capture) = Capture::open(path) else { return false };
+    for (min_age_ns, sort) in [(None, Sort::Growth), (Some(1_000_000_000), Sort::Count)] {
+        let Ok(profile) = Profile::new(capture.clone(), Filter { min_age_ns, sort, top: None }) else {
+            continue;
+        };
+        let text = table(&profile, &TableOptions { width: 80, color: false, file: None });
+        assert!(
+            text.lines()
+                .all(|line| line.chars().count() <= 80 && !line.contains(super::escape::is_deceptive))
+        );
+        serde_json::from_str::<Value>(&json_text(&profile)).unwrap();
+        let mut folded = Vec::new();
+        crate::export::folded(&profile, &mut folded).unwrap();
+        assert!(folded.split(|byte| *byte == b'\n').all(|line| line.is_empty() || line.contains(&b' ')));
+        let _ = crate::export::svg(&profile, std::io::sink());
+    }
+    true
+}
+
+#[test]
+fn damaged_files_never_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mutated.offheap");
+    leaky().write(&path);
+    let whole = fs::read(&path).unwrap();
+    let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut readable = 0;
+    for case in 0..600 {
+        let mut bytes = whole.clone();
+        // From single flips to noise, all over the file or in its rows only.
+        for _ in 0..1 << (case % 7) {
+            let first = if case % 3 == 0 { 0 } else { 4096 };
+            let index = first + random.next_u64() as usize % (bytes.len() - first);
+            bytes[index] = if case % 2 == 0 {
+                bytes[index] ^ (1 << (random.next_u32() % 8))
+            } else {
+                random.next_u32() as u8
+            };
+        }
+        if case % 50 == 49 {
+            bytes.truncate(random.next_u64() as usize % bytes.len());
+        }
+        fs::write(&path, &bytes).unwrap();
+        readable += usize::from(digest(&path));
+    }
+    assert!((100..600).contains(&readable), "{readable} of 600 mutations were read");
+}
