@@ -222,23 +222,35 @@ impl Session {
         }))
     }
 
+    /// The process has executed another program before the recording began: nothing of the old one counts.
+    pub fn next_program(&mut self, process: &TargetProcess) {
+        self.target = process.target.clone();
+        self.code.next_program();
+    }
+
     /// Probes in place.
     pub fn probe_count(&self) -> usize {
         self.links.len()
     }
 
-    /// Starts the clock, and records until the duration has passed, the target has exited or the user stops
-    /// it. `show` is called after each sample.
+    /// Starts the clock, and records until the duration has passed, `exit` (a pidfd of the target) is readable,
+    /// `stop` is done or a signal comes. `show` is called after each sample.
     ///
     /// # Errors
     /// What was recorded until then is in the capture.
-    pub async fn run(mut self, exit: OwnedFd, mut show: impl FnMut(&Progress)) -> Result<Outcome, RecordError> {
+    pub async fn run(
+        mut self,
+        exit: OwnedFd,
+        stop: impl Future<Output = ()>,
+        mut show: impl FnMut(&Progress),
+    ) -> Result<Outcome, RecordError> {
         let system = |operation| move |source| RecordError::System { operation, source };
         self.start_clock()?;
         let exit = AsyncFd::new(exit).map_err(system("wait for the target"))?;
         let events = self.programs.events.as_fd().try_clone_to_owned().map_err(system("poll the event ring"))?;
         let events = AsyncFd::new(events).map_err(system("poll the event ring"))?;
         let watches = self.watch_fds().map_err(system("poll the mapping events"))?;
+        let mut stop = std::pin::pin!(stop);
         let mut signals = Signals::new().map_err(system("handle signals"))?;
         let mut tick = tokio::time::interval(self.options.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -249,6 +261,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = signals.any() => break EndReason::Interrupted,
+                () = &mut stop => break EndReason::Interrupted,
                 _ = exit.readable() => break EndReason::TargetExited,
                 () = until(deadline) => break EndReason::Duration,
                 guard = events.readable() => {
