@@ -38,7 +38,7 @@ pub(super) struct OffheapArgs {
     #[arg(value_name = "PID")]
     pub target: Option<String>,
 
-    /// The same
+    /// The same as the argument PID
     #[arg(short = 'p', long = "pid", value_name = "PID")]
     pub pid: Option<String>,
 
@@ -103,7 +103,7 @@ pub(super) struct RecordArgs {
     #[arg(value_name = "PID", help_heading = "Target")]
     pub target: Option<String>,
 
-    /// The same
+    /// The same as the argument PID
     #[arg(short = 'p', long = "pid", value_name = "PID", help_heading = "Target")]
     pub pid: Option<String>,
 
@@ -210,7 +210,7 @@ pub(super) struct DoctorArgs {
     #[arg(value_name = "PID")]
     pub target: Option<String>,
 
-    /// The same
+    /// The same as the argument PID
     #[arg(short = 'p', long = "pid", value_name = "PID")]
     pub pid: Option<String>,
 }

@@ -38,10 +38,15 @@ pub(super) fn explain(error: &clap::Error, command: &clap::Command, words: &[OsS
             let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
             format!("`{argument} {value}`: {source}")
         }
-        ErrorKind::UnknownArgument => match first(error, ContextKind::SuggestedArg) {
-            Some(suggestion) => format!("unknown argument `{argument}`; did you mean `{suggestion}`?"),
-            None => format!("unknown argument `{argument}`; {help} lists what there is"),
-        },
+        ErrorKind::UnknownArgument => {
+            match (misspelt_command(command, words), first(error, ContextKind::SuggestedArg)) {
+                (Some(word), _) => not_a_command(&word),
+                (None, Some(suggestion)) => {
+                    format!("unknown argument `{argument}`; did you mean `{suggestion}`?")
+                }
+                (None, None) => format!("unknown argument `{argument}`; {help} lists what there is"),
+            }
+        }
         ErrorKind::MissingRequiredArgument => {
             let missing: Vec<_> =
                 all(error, ContextKind::InvalidArg).iter().map(|argument| format!("`{argument}`")).collect();
@@ -61,6 +66,19 @@ pub(super) fn explain(error: &clap::Error, command: &clap::Command, words: &[OsS
         }
     };
     usage(&reason)
+}
+
+/// What is said about a word that stands where a command or a process id should.
+pub(super) fn not_a_command(word: &str) -> String {
+    format!("`{word}` is neither a command nor a process id; `offheap --help` lists the commands")
+}
+
+/// The first word, if it was meant as a command and is none: clap takes it for a process id, and complains of
+/// the next one.
+fn misspelt_command(command: &clap::Command, words: &[OsString]) -> Option<String> {
+    let word = words.get(1)?.to_str()?;
+    let is_other = word.starts_with(|first: char| first == '-' || first.is_ascii_digit());
+    (!is_other && command.find_subcommand(word).is_none()).then(|| word.to_owned())
 }
 
 /// An argument without its placeholder: `--top` for `--top <N>`.

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::args::{CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs};
+use super::message::not_a_command;
 use super::plan::{
     Action, ColorChoice, ExportPlan, Invocation, Limits, RecordPlan, ReportPlan, TargetPlan, Verbosity,
 };
@@ -98,9 +99,7 @@ fn quick_record(target: &str, pid: Option<&str>) -> Result<RecordPlan, String> {
         Some(pid) if pid != target => one_pid(Some(target), Some(pid))?,
         Some(pid) => parse_pid(pid)?,
         None if !target.starts_with(|first: char| first.is_ascii_digit()) => {
-            return Err(format!(
-                "`{target}` is neither a command nor a process id; `offheap --help` lists the commands"
-            ));
+            return Err(not_a_command(target));
         }
         None => parse_pid(target)?,
     };

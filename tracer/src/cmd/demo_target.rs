@@ -158,6 +158,18 @@ mod tests {
     }
 
     #[test]
+    fn the_truth_names_functions_as_the_symbolizer_does() {
+        for (address, truth) in [
+            (demo_leak_request_buffers as *const () as u64, truth(&demo_leak_request_buffers, 0, 0)),
+            (demo_cache_fill as *const () as u64, truth(&demo_cache_fill, 0, 0)),
+            (demo_churn as *const () as u64, truth(&demo_churn, 0, 0)),
+        ] {
+            let locations = crate::symbolize::tests::symbolize_own(address);
+            assert_eq!(locations.last().and_then(|last| last.function.clone()), Some(truth.function));
+        }
+    }
+
+    #[test]
     fn without_go_there_is_no_work() {
         for (input, is_error) in [("", false), ("stop\n", true)] {
             let (outcome, lines) = converse(input);

@@ -26,6 +26,8 @@ pub(super) struct DebugFile {
     pub file: File,
     /// Its headers.
     pub facts: ElfFacts,
+    /// Whether it lies where packages put debug files, and not somewhere beside the object.
+    pub is_installed: bool,
 }
 
 /// Finds the object's debug file below a root directory. A file counts if its build id is the object's, or,
@@ -43,7 +45,7 @@ pub(super) fn find_debug_file(
             (None, Some((_, checksum))) => checksum_of(&file).is_ok_and(|actual| actual == *checksum),
             (None, None) => false,
         };
-        is_match.then_some(DebugFile { file, facts: found })
+        is_match.then(|| DebugFile { file, facts: found, is_installed: path.starts_with(DEBUG_DIRECTORY) })
     })
 }
 

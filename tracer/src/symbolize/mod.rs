@@ -5,6 +5,10 @@
 //! hostile. A place without a name is a [`Location`] with nothing in it; what stood in the way of an object's
 //! names is in [`Symbolizer::problems`].
 //!
+//! Separate debug files are found by build id and debug link, in the target's root and then in the host's. The
+//! compressed mini symbol table that Fedora puts into stripped files (`.gnu_debugdata`) is not read: such a
+//! file has its dynamic symbols.
+//!
 //! Limits, stated so that nobody takes them for absent: a crafted file can still exhaust the memory of this
 //! process (DWARF tables are built as large as the file asks for, within its own size times a factor) and its
 //! stack (scopes nested a hundred thousand deep), and truncating a library between two reads of it is a
@@ -23,7 +27,7 @@ mod rewrite;
 mod worker;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;

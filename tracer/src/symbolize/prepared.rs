@@ -22,7 +22,7 @@ use crate::model::Location;
 pub(super) struct KeptObject {
     pub file: Arc<File>,
     pub display_path: PathBuf,
-    /// Roots below which debug files are looked for, with whether they are the target's.
+    /// Roots below which debug files are looked for, and whether what is installed there is trusted.
     pub roots: Vec<(Arc<File>, Links)>,
 }
 
@@ -52,7 +52,9 @@ impl Prepared {
         if !has_debug_info(&facts) {
             let found = object.roots.iter().find_map(|(root, links)| {
                 let found = find_debug_file(root.as_fd(), &facts, &object.display_path)?;
-                Some((found, *links))
+                // Beside the object, also on the host, the target may have put it.
+                let links = if found.is_installed { *links } else { Links::Untrusted };
+                Some((found, links))
             });
             if let Some((found, links)) = found {
                 match Layer::new(found.file, &found.facts, links) {

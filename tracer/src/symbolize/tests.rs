@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use object::{Object, ObjectSymbol};
+use object::{Object, ObjectSection, ObjectSymbol};
 
 use super::elf::ElfFacts;
 use super::*;
@@ -271,7 +271,8 @@ fn mapping_of(address: u64) -> (PathBuf, u64) {
     found.unwrap()
 }
 
-fn symbolize_own(address: u64) -> Vec<Location> {
+/// The locations of an address of the running test.
+pub(crate) fn symbolize_own(address: u64) -> Vec<Location> {
     let (path, file_offset) = mapping_of(address);
     let file = File::open(&path).unwrap();
     let mut symbolizer = symbolizer_with(ObjectSource::File { file, display_path: path, root: None });
@@ -360,6 +361,31 @@ fn a_file_cut_short_after_it_was_opened_is_a_miss() {
     File::options().write(true).open(target.path("app/pool")).unwrap().set_len(64).unwrap();
     assert_eq!(symbolizer.symbolize(ID, &places(range.start + 1..range.start + 2)), [nowhere()]);
     assert!(matches!(symbolizer.problems().next(), Some((ID, SymbolizeError::Truncated))));
+}
+
+#[test]
+fn a_file_that_makes_the_parser_panic_costs_its_own_names_only() {
+    let target = Target::build(&[]);
+    target.run("strip", &["-g", "pool"]);
+    let range = target.range_of("_ZN4pool7scratchEm");
+    let mut bytes = fs::read(target.path("app/pool")).unwrap();
+    // A symbol of 2^64 - 1 bytes: its end overflows, which is a panic in builds with overflow checks.
+    let size_at = {
+        let file = object::File::parse(&*bytes).unwrap();
+        let symbol = file.symbols().find(|symbol| symbol.name() == Ok("_ZN4pool7scratchEm")).unwrap();
+        let (table, _) = file.section_by_name(".symtab").unwrap().file_range().unwrap();
+        table as usize + symbol.index().0 * 24 + 16
+    };
+    bytes[size_at..size_at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let mut symbolizer = symbolizer_with(ObjectSource::Bytes(bytes));
+    let sound = ObjectId(8);
+    symbolizer.add_object(sound, target.source());
+
+    assert_eq!(symbolizer.symbolize(ID, &places(range.start + 1..range.start + 3)).len(), 2);
+    let panicked = symbolizer.problems().any(|(_, error)| matches!(error, SymbolizeError::Panicked(_)));
+    assert_eq!(panicked, cfg!(debug_assertions));
+    let answer = &symbolizer.symbolize(sound, &places(range.start..range.start + 1))[0];
+    assert_eq!(functions(answer), [Some("pool::scratch(unsigned long)")]);
 }
 
 #[test]
