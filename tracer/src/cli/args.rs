@@ -89,6 +89,9 @@ pub(super) enum CommandArgs {
     /// The program that `demo` traces
     #[command(hide = true)]
     DemoTarget(DemoTargetArgs),
+    /// Attach empty programs where offheap would attach its own, until killed
+    #[command(hide = true)]
+    BenchFloor(BenchFloorArgs),
     /// Compare stacks unwound in the kernel with full DWARF walks
     #[command(hide = true)]
     ValidateUnwind(ValidateUnwindArgs),
@@ -140,20 +143,20 @@ pub(super) struct RecordArgs {
     #[arg(long, help_heading = "Output")]
     pub force: bool,
 
-    /// Blocks that can be live at one time [default: 2000000]
-    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 1_000..=100_000_000))]
+    /// Blocks that can be live at one time [default: 1048576]
+    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 1..=100_000_000))]
     pub max_live_blocks: Option<u32>,
 
     /// Distinct stacks that can be kept [default: 65536]
-    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 64..=4_000_000))]
+    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 2..=4_000_000))]
     pub max_sites: Option<u32>,
 
     /// Threads that can be inside an allocator at one time [default: 16384]
-    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 16..=4_194_304))]
+    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 1..=4_194_304))]
     pub max_threads: Option<u32>,
 
     /// Ring in which new stacks travel, a power of two [default: 8MiB]
-    #[arg(long, value_name = "SIZE", help_heading = "Limits", value_parser = |text: &str| parse_power_of_two_size_in(text, 64 << 10..=256 << 20))]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits", value_parser = |text: &str| parse_power_of_two_size_in(text, 4 << 10..=256 << 20))]
     pub stack_ring: Option<u32>,
 
     /// Log lines of the BPF programs
@@ -171,9 +174,9 @@ pub(super) struct ReportArgs {
     #[arg(short, long, default_value = "table", value_parser = choice!(ReportFormat))]
     pub format: ReportFormat,
 
-    /// Sites to show
-    #[arg(long, value_name = "N", default_value = "20", value_parser = |text: &str| parse_count_in(text, 1..=100_000))]
-    pub top: u32,
+    /// Sites to show [default: the largest in a table, all in JSON]
+    #[arg(long, value_name = "N", value_parser = |text: &str| parse_count_in(text, 1..=100_000))]
+    pub top: Option<u32>,
 
     /// Count only blocks that were at least this old at the end
     #[arg(long, value_name = "AGE", value_parser = parse_duration)]
@@ -242,6 +245,13 @@ pub(super) struct DemoTargetArgs {
     /// How long to work
     #[arg(long, default_value = "10s", value_parser = |text: &str| parse_duration_in(text, Duration::from_millis(10)..=WEEK))]
     pub duration: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchFloorArgs {
+    /// Process
+    #[arg(value_name = "PID")]
+    pub target: String,
 }
 
 #[derive(Debug, Args)]

@@ -163,6 +163,11 @@ pub enum Action {
         /// How long the program works once it has been told to go.
         duration: Duration,
     },
+    /// `offheap bench-floor`.
+    BenchFloor {
+        /// The process.
+        tgid: NonZeroU32,
+    },
     /// `offheap validate-unwind`.
     ValidateUnwind {
         /// The process.
@@ -195,9 +200,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// For a large server: some 250 MiB of kernel memory if every table fills.
+    /// For a large server: some 130 MiB of kernel memory, most of it for the live blocks.
     pub const DEFAULT: Self = Self {
-        max_live_blocks: 2_000_000,
+        max_live_blocks: 1 << 20,
         max_sites: tracer_common::abi::Settings::DEFAULT.max_sites,
         max_threads: 16_384,
         stack_ring_bytes: 8 << 20,
@@ -236,8 +241,8 @@ pub struct ReportPlan {
     pub file: PathBuf,
     /// Table or JSON.
     pub format: ReportFormat,
-    /// Sites that are shown.
-    pub top: usize,
+    /// Sites that are shown; `None`: all in JSON, as many as one reads in the table.
+    pub top: Option<usize>,
     /// Only blocks that were this old at the end; `None`: all, and no ages are needed.
     pub min_age: Option<Duration>,
     /// Order of the sites.

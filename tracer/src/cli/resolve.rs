@@ -53,7 +53,7 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
     Ok(match command {
         CommandArgs::Record(args) => Action::Record(record(args)?),
         CommandArgs::Report(ReportArgs { file, format, top, min_age, sort }) => {
-            Action::Report(ReportPlan { file, format, top: top as usize, min_age, sort, color, width })
+            Action::Report(ReportPlan { file, format, top: top.map(|top| top as usize), min_age, sort, color, width })
         }
         CommandArgs::Export(ExportArgs { file, format, output, force }) => {
             Action::Export(ExportPlan { file, format, output, force })
@@ -69,6 +69,7 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
         CommandArgs::Completions(args) => Action::Completions { shell: args.shell },
         CommandArgs::Man(args) => Action::Man { command: args.command },
         CommandArgs::DemoTarget(args) => Action::DemoTarget { duration: args.duration },
+        CommandArgs::BenchFloor(args) => Action::BenchFloor { tgid: parse_pid(&args.target)? },
         CommandArgs::ValidateUnwind(args) => {
             Action::ValidateUnwind { tgid: parse_pid(&args.target)?, samples: args.samples }
         }

@@ -1,4 +1,39 @@
 //! One file per subcommand: wires the stages, prints, has no logic.
 
 pub mod completions;
+pub mod demo;
 pub mod demo_target;
+pub mod doctor;
+pub mod export;
+pub mod record;
+pub mod report;
+pub mod unwind;
+
+/// Exit status of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitStatus {
+    /// Done, and the data is complete.
+    Done = 0,
+    /// Failed.
+    Failed = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// Done, but data is missing: losses, an unfinished or a damaged recording.
+    Incomplete = 3,
+    /// `check` found a breach.
+    Breach = 4,
+}
+
+impl ExitStatus {
+    /// [`ExitStatus::Done`] or [`ExitStatus::Incomplete`].
+    pub const fn of(is_complete: bool) -> Self {
+        if is_complete { Self::Done } else { Self::Incomplete }
+    }
+}
+
+impl From<ExitStatus> for std::process::ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        Self::from(status as u8)
+    }
+}

@@ -89,7 +89,7 @@ mod tests {
         svg(&profile(&leaky()), &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("Native memory not freed: node (pid 4242)"));
-        assert!(text.contains("recorded for 10.0 s, 66.6 % of 3 stacks whole, INCOMPLETE: stack-ring-full"));
+        assert!(text.contains("recorded for 10.0 s, 66.7 % of 3 stacks whole, INCOMPLETE: stack-ring-full"));
         let leak = "leak_scratch(unsigned long) (10,747,904 bytes,";
         assert!(text.contains(leak), "frames carry their bytes");
         assert!(!text.contains(['\u{1b}', '\u{202e}']));

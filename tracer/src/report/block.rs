@@ -5,14 +5,15 @@ use super::human::{counted, function, middle, percent, size};
 use super::table::{Paint, growth};
 use crate::profile::{Profile, Site, SiteFrame};
 
-/// Callers shown of one site; of more, the inner and the outer ones.
+/// Callers shown of one site, a recursion as one; of more, the inner and the outer ones.
 const CALLERS_SHOWN: usize = 8;
 /// Of these, outer ones.
 const OUTER_CALLERS: usize = 2;
 
 /// Frames, counted from the root, that all these sites share and that tell none of them from another.
+/// Stacks that break off share no root and are left out.
 pub(super) fn shared_frames(profile: &Profile, sites: &[&Site]) -> usize {
-    let mut stacks = sites.iter().filter(|site| !site.frames.is_empty()).map(|site| {
+    let mut stacks = sites.iter().filter(|site| site.end.is_whole()).map(|site| {
         let lines: Vec<_> = profile.stack(site).collect();
         let room = lines.len().saturating_sub(site.culprit + 1);
         (lines, room)
@@ -43,7 +44,7 @@ pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize
         counted(site.outstanding_count, "block", "blocks"),
         growth(site.growth_bytes_per_s),
     );
-    let mut lines = vec![paint.bold(&numbers)];
+    let mut lines = vec![paint.bold(&middle(&numbers, width))];
     let stack: Vec<_> = profile.stack(site).collect();
     if site.is_lost {
         let reason = if site.lost_by.is_empty() { "reason unknown".into() } else { site.lost_by.join(", ") };
@@ -63,19 +64,29 @@ pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize
     let callers = stack.get(site.culprit + 1..).unwrap_or_default();
     let shared = if site.end.is_whole() { shared.min(callers.len()) } else { 0 };
     let (own, common) = callers.split_at(callers.len() - shared);
-    let hidden = own.len().saturating_sub(CALLERS_SHOWN);
-    for (index, caller) in own.iter().enumerate() {
-        let inner = CALLERS_SHOWN - OUTER_CALLERS;
-        if hidden > 0 && index == inner {
-            lines.push(paint.dim(&format!("       … {} …", counted(hidden as u64, "frame", "frames"))));
-        }
-        if hidden == 0 || index < inner || index >= inner + hidden {
-            lines.push(named(caller, "       ← ", width, str::to_owned, paint));
+    let groups: Vec<&[SiteFrame<'_>]> = own.chunk_by(is_same).collect();
+    let inner = CALLERS_SHOWN - OUTER_CALLERS;
+    let hidden = inner..groups.len().saturating_sub(OUTER_CALLERS);
+    for (index, group) in groups.iter().enumerate() {
+        if groups.len() <= CALLERS_SHOWN || !hidden.contains(&index) {
+            lines.extend(group.first().map(|caller| named(caller, "       ← ", width, str::to_owned, paint)));
+            if group.len() > 1 {
+                lines.push(paint.dim(&format!("         … the same {} times in all", group.len())));
+            }
+        } else if index == inner {
+            let frames =
+                groups.get(hidden.clone()).unwrap_or_default().iter().map(|group| group.len()).sum::<usize>();
+            lines.push(
+                paint.dim(&format!(
+                    "       … {}",
+                    counted(frames as u64, "frame left out", "frames left out")
+                )),
+            );
         }
     }
     if !common.is_empty() {
         let frames = counted(common.len() as u64, "frame", "frames");
-        lines.push(paint.dim(&format!("       … {frames} shared by all sites")));
+        lines.push(paint.dim(&format!("       … {frames} shared by all whole stacks")));
     }
     if !site.end.is_whole() && !stack.is_empty() {
         let reason = format!("the stack breaks off here: {}", site.end.name());
@@ -100,10 +111,10 @@ fn named(
         Some(number) => format!("{}:{number}", base_name(file)),
         None => base_name(file).to_owned(),
     });
-    // A nameless frame has its object in its label.
+    // A nameless frame has its object in its label, an inlined one shares it with its caller.
     let object = line
         .object
-        .filter(|_| line.location.function.is_some())
+        .filter(|_| line.location.function.is_some() && !line.location.inlined)
         .map(|object| base_name(&object.path).to_owned());
     let inlined = line.location.inlined.then(|| "inlined".to_owned());
     let place: Vec<_> = file.into_iter().chain(object).chain(inlined).collect();

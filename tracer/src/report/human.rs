@@ -54,8 +54,8 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
     if part >= whole {
         return "100 %".into();
     }
-    let share = (part as f64 / whole as f64 * 1000.0).floor() / 10.0;
-    if share == 0.0 && part > 0 { "<0.1 %".into() } else { format!("{share:.1} %") }
+    let share = (part as f64 / whole as f64 * 100.0).min(99.9);
+    if share < 0.05 && part > 0 { "<0.1 %".into() } else { format!("{share:.1} %") }
 }
 
 /// Seconds of a duration, for prose.
@@ -88,29 +88,29 @@ pub(crate) fn function(name: &str, width: usize) -> String {
     if fits(name) {
         return name.to_owned();
     }
+    let mut shorter = name.to_owned();
     for depth in (1..=nesting(name)).rev() {
-        let shorter = fold(name, '<', '>', depth);
+        shorter = fold(name, '<', '>', depth);
         if fits(&shorter) {
             return shorter;
         }
     }
-    let bare = fold(&fold(name, '<', '>', 1), '(', ')', 1);
-    middle(&bare, width)
+    middle(&fold(&shorter, '(', ')', 1), width)
 }
 
-/// How deep angle brackets nest.
+/// How deep angle brackets nest; 0 where they are no brackets (`operator<<`, `->`) or absurdly deep.
 fn nesting(name: &str) -> usize {
     let (mut depth, mut deepest) = (0usize, 0);
     for character in name.chars() {
         match character {
             '<' => depth += 1,
-            '>' => depth = depth.saturating_sub(1),
+            '>' if depth == 0 => return 0,
+            '>' => depth -= 1,
             _ => {}
         }
         deepest = deepest.max(depth);
     }
-    // Names nest a dozen deep; hostile ones are cut in the middle.
-    if deepest > 64 { 0 } else { deepest }
+    if depth > 0 || deepest > 64 { 0 } else { deepest }
 }
 
 /// Replaces the insides of brackets from nesting `depth` on.
@@ -133,7 +133,7 @@ fn fold(name: &str, open: char, close: char, depth: usize) -> String {
             level = level.saturating_sub(1);
         }
     }
-    folded.replace(&format!("{open}{ELLIPSIS}{close}"), &format!("{open}{ELLIPSIS}{close}"))
+    folded
 }
 
 #[cfg(test)]
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(function(name, 45), "std::map<…>::emplace(std::string const&, int)");
         assert_eq!(function(name, 30), "std::map<…>::emplace(…)");
         assert_eq!(function(name, 9), "std:…e(…)");
-        assert_eq!(function("operator<<(std::ostream&, int)", 20), "operator<<(…)".to_owned());
+        assert_eq!(function("operator<<(std::ostream&, int)", 20), "operator<<(…)");
     }
 
     #[test]

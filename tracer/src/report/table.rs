@@ -13,7 +13,7 @@ use crate::profile::{Profile, Rss};
 /// Sites that a table shows where the user did not say.
 pub const DEFAULT_TABLE_SITES: usize = 10;
 /// Narrower terminals get lines of this width all the same.
-const MIN_WIDTH: usize = 40;
+const MIN_WIDTH: usize = 60;
 
 /// How a table looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub fn table(profile: &Profile, options: &TableOptions<'_>) -> String {
     for hint in &profile.hints {
         line(&mut text, &wrapped(&format!("hint: {}", escape(hint)), width, "      ", str::to_owned));
     }
-    if let Some(file) = options.file {
+    if let Some(file) = options.file.filter(|_| profile.totals.outstanding_count > 0) {
         let file = quoted(file);
         line(&mut text, &format!("next: offheap export {file} --format svg -o flame.svg"));
         if profile.filter.min_age_ns.is_none() {
@@ -119,7 +119,7 @@ fn head(text: &mut String, profile: &Profile, width: usize, paint: Paint) {
     let who = middle(&escape(&who), width.saturating_sub(comm.chars().count() + 3));
     line(text, &format!("{} ({who})", paint.bold(&comm)));
     let cmdline = target.cmdline.join(" ");
-    field(text, "command", &escape(&cmdline), width);
+    field(text, "command", &middle(&escape(&cmdline), width - 10), width);
     field(text, "recorded", &recorded(profile), width);
     field(text, "RSS", &profile.rss.map_or_else(|| "not read".into(), |rss| memory(&rss)), width);
     let totals = &profile.totals;
@@ -144,7 +144,7 @@ fn head(text: &mut String, profile: &Profile, width: usize, paint: Paint) {
 }
 
 fn field(text: &mut String, name: &str, value: &str, width: usize) {
-    line(text, &format!("{name:<9} {}", middle(value, width - 10)));
+    line(text, &wrapped(&format!("{name:<9} {value}"), width, "          ", str::to_owned));
 }
 
 fn recorded(profile: &Profile) -> String {
@@ -204,7 +204,7 @@ fn sites(text: &mut String, profile: &Profile, width: usize, paint: Paint) {
     }
     let more = profile.totals.sites_outstanding - shown.len().min(profile.totals.sites_outstanding);
     if shown.is_empty() && more == 0 {
-        line(text, "Nothing that was allocated during the recording is outstanding.");
+        line(text, "Nothing allocated while recording is outstanding.");
         text.push('\n');
     } else if more > 0 {
         let sites = counted(more as u64, "more call site has", "more call sites have");
@@ -215,17 +215,15 @@ fn sites(text: &mut String, profile: &Profile, width: usize, paint: Paint) {
 
 /// Breaks a sentence into lines.
 fn wrapped(sentence: &str, width: usize, indent: &str, paint: impl Fn(&str) -> String) -> String {
-    let mut lines: Vec<String> = vec![String::new()];
-    for word in sentence.split(' ') {
-        let word = middle(word, width - indent.len());
+    let mut words = sentence.split(' ').map(|word| middle(word, width - indent.len()));
+    let mut lines = vec![words.next().unwrap_or_default()];
+    for word in words {
         let Some(last) = lines.last_mut() else { break };
-        if !last.trim().is_empty() && last.chars().count() + 1 + word.chars().count() > width {
-            lines.push(format!("{indent}{word}"));
-        } else if last.is_empty() {
-            *last = word;
-        } else {
+        if last.trim().is_empty() || last.chars().count() + 1 + word.chars().count() <= width {
             last.push(' ');
             last.push_str(&word);
+        } else {
+            lines.push(format!("{indent}{word}"));
         }
     }
     lines.iter().map(|line| paint(line)).collect::<Vec<_>>().join("\n")

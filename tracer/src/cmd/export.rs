@@ -1,0 +1,96 @@
+//! `offheap export`: writes a capture in another tool's format.
+
+use std::io::Write;
+
+use anyhow::Context;
+
+use super::ExitStatus;
+use super::report::{unless_closed, warn};
+use crate::capture::{Capture, create_file};
+use crate::cli::plan::{ExportFormat, ExportPlan};
+use crate::export::{folded, svg};
+use crate::profile::{Filter, Profile, Sort};
+
+/// Writes the export to its file, or to `out`. Says on `err` where data is incomplete.
+pub fn run(
+    plan: &ExportPlan,
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> Result<ExitStatus, anyhow::Error> {
+    let filter = Filter { min_age_ns: None, sort: Sort::Outstanding, top: None };
+    let profile = Profile::new(Capture::open(&plan.file)?, filter)?;
+    // In memory first: an export that fails leaves no file, and replaces none.
+    let mut bytes = Vec::new();
+    match plan.format {
+        ExportFormat::Folded => folded(&profile, &mut bytes)?,
+        ExportFormat::Svg => svg(&profile, &mut bytes)?,
+    }
+    match &plan.output {
+        Some(path) => create_file(path, plan.force, None)?
+            .write_all(&bytes)
+            .with_context(|| format!("write `{}`", path.display()))?,
+        None => {
+            unless_closed(out.write_all(&bytes).and_then(|()| out.flush())).context("write the export")?
+        }
+    }
+    warn(&profile, err)?;
+    Ok(ExitStatus::of(profile.is_complete()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::capture::fixture::{clean, leaky};
+
+    #[test]
+    fn exports_go_to_a_private_file_or_to_standard_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, output) = (dir.path().join("x.offheap"), dir.path().join("x.svg"));
+        leaky().write(&file);
+        let mut plan = ExportPlan {
+            file,
+            format: ExportFormat::Svg,
+            output: Some(output.clone()),
+            force: false,
+            owner: None,
+            min_age_ns: None,
+            top: None,
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        assert_eq!(run(&plan, &mut out, &mut err).unwrap(), ExitStatus::Incomplete);
+        assert!(out.is_empty());
+        assert_eq!(String::from_utf8(err.clone()).unwrap(), "offheap: data incomplete: stack-ring-full\n");
+        assert_eq!(fs::metadata(&output).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert!(fs::read_to_string(&output).unwrap().contains("<svg"));
+        assert!(run(&plan, &mut out, &mut err).is_err(), "not replaced");
+        plan.force = true;
+        plan.format = ExportFormat::Folded;
+        run(&plan, &mut out, &mut err).unwrap();
+        assert!(fs::read_to_string(&output).unwrap().starts_with("__libc_start_main;main;"));
+        plan.output = None;
+        run(&plan, &mut out, &mut err).unwrap();
+        assert_eq!(out, fs::read(&output).unwrap());
+    }
+
+    #[test]
+    fn a_graph_of_nothing_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, output) = (dir.path().join("x.offheap"), dir.path().join("x.svg"));
+        clean().write(&file);
+        let plan = ExportPlan {
+            file,
+            format: ExportFormat::Svg,
+            output: Some(output.clone()),
+            force: true,
+            owner: None,
+            min_age_ns: None,
+            top: None,
+        };
+        assert!(run(&plan, &mut Vec::new(), &mut Vec::new()).is_err());
+        assert!(!output.exists());
+    }
+}

@@ -1,0 +1,132 @@
+//! `offheap report`: prints what a capture says.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+
+use super::ExitStatus;
+use crate::capture::Capture;
+use crate::cli::plan::{ReportFormat, ReportPlan, SortKey};
+use crate::profile::{Filter, Profile, Sort};
+use crate::report::{DEFAULT_TABLE_SITES, TableOptions, escape, json_text, table};
+
+/// Columns of the table where the output is no terminal.
+const UNKNOWN_WIDTH: usize = 120;
+
+/// Writes the report to `out`. That data is incomplete stands in the report, in the status, and beside
+/// JSON on `err` too. A reader that closes `out` early is no error.
+pub fn run(
+    plan: &ReportPlan,
+    out: &mut impl Write,
+    err: &mut impl Write,
+) -> Result<ExitStatus, anyhow::Error> {
+    let default_top = match plan.format {
+        ReportFormat::Table => Some(DEFAULT_TABLE_SITES),
+        ReportFormat::Json => None,
+    };
+    let sort = match plan.sort {
+        SortKey::Outstanding => Sort::Outstanding,
+        SortKey::Growth => Sort::Growth,
+        SortKey::Count => Sort::Count,
+    };
+    let filter = Filter { min_age_ns: plan.min_age.map(nanoseconds), sort, top: plan.top.or(default_top) };
+    let profile = Profile::new(Capture::open(&plan.file)?, filter)?;
+    let text = match plan.format {
+        ReportFormat::Table => {
+            let file = plan.file.to_string_lossy();
+            table(&profile, &TableOptions { width: plan.width.map_or(UNKNOWN_WIDTH, usize::from), color: plan.color, file: Some(&file) })
+        }
+        ReportFormat::Json => {
+            warn(&profile, err)?;
+            json_text(&profile)
+        }
+    };
+    unless_closed(out.write_all(text.as_bytes()).and_then(|()| out.flush())).context("write the report")?;
+    Ok(ExitStatus::of(profile.is_complete()))
+}
+
+fn nanoseconds(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// One line on `err` where data is incomplete.
+pub(super) fn warn(profile: &Profile, err: &mut impl Write) -> io::Result<()> {
+    if profile.is_complete() {
+        return Ok(());
+    }
+    let completeness = &profile.completeness;
+    let mut reasons: Vec<_> =
+        completeness.incomplete_losses().map(|loss| escape(&loss.reason).into_owned()).collect();
+    if !completeness.is_finished {
+        reasons.insert(0, "unfinished recording".into());
+    }
+    if completeness.skipped_rows > 0 {
+        reasons.push("damaged rows".into());
+    }
+    writeln!(err, "offheap: data incomplete: {}", reasons.join(", "))
+}
+
+/// `head` and the like close a pipe when they have enough.
+pub(super) fn unless_closed(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::capture::fixture::{Recording, clean, leaky};
+
+    fn report(recording: &Recording, format: ReportFormat) -> (ExitStatus, String, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.offheap");
+        recording.write(&file);
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let plan = ReportPlan {
+            file,
+            format,
+            top: None,
+            min_age: None,
+            sort: SortKey::Outstanding,
+            color: false,
+            width: Some(100),
+        };
+        let status = run(&plan, &mut out, &mut err).unwrap();
+        (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+    }
+
+    #[test]
+    fn the_status_tells_whether_data_is_missing() {
+        let mut unfinished = clean();
+        unfinished.finish = None;
+        for format in [ReportFormat::Table, ReportFormat::Json] {
+            assert_eq!(report(&clean(), format).0, ExitStatus::Done);
+            assert_eq!(report(&leaky(), format).0, ExitStatus::Incomplete);
+            assert_eq!(report(&unfinished, format).0, ExitStatus::Incomplete);
+        }
+        assert!(report(&unfinished, ReportFormat::Table).1.starts_with("! unfinished"));
+        let (_, _, err) = report(&leaky(), ReportFormat::Json);
+        assert_eq!(err, "offheap: data incomplete: stack-ring-full\n");
+        assert_eq!(report(&clean(), ReportFormat::Json).2, "");
+    }
+
+    struct Closed;
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_error() {
+        assert!(unless_closed(Closed.write_all(b"x")).is_ok());
+        assert!(unless_closed(Err(io::ErrorKind::StorageFull.into())).is_err());
+    }
+}
