@@ -13,10 +13,10 @@ mod output;
 mod runtime;
 
 use anyhow::ensure;
-use tracer_tests::{Result, build};
 use tracer_tests::report::Report;
 use tracer_tests::target::Target;
 use tracer_tests::tracer::{COMPLETE, Recording};
+use tracer_tests::{Result, build};
 
 /// Traces a target from its `ready` to its `truth`, and compares: every number equal, at least `whole_percent` of the
 /// stacks whole, nothing lost, the target unharmed.
