@@ -3,6 +3,7 @@
 pub mod discover;
 mod error;
 pub mod feature;
+pub mod launch;
 pub mod maps;
 pub mod object;
 pub mod placement;

@@ -56,9 +56,6 @@ mod tests {
             format: ExportFormat::Svg,
             output: Some(output.clone()),
             force: false,
-            owner: None,
-            min_age_ns: None,
-            top: None,
         };
         let (mut out, mut err) = (Vec::new(), Vec::new());
         assert_eq!(run(&plan, &mut out, &mut err).unwrap(), ExitStatus::Incomplete);
@@ -86,9 +83,6 @@ mod tests {
             format: ExportFormat::Svg,
             output: Some(output.clone()),
             force: true,
-            owner: None,
-            min_age_ns: None,
-            top: None,
         };
         assert!(run(&plan, &mut Vec::new(), &mut Vec::new()).is_err());
         assert!(!output.exists());

@@ -110,7 +110,7 @@ fn attach_while_stopped(
     }
 }
 
-fn options(plan: &RecordPlan, process: &TargetProcess, owner: Option<Owner>) -> RecordOptions {
+pub(super) fn options(plan: &RecordPlan, process: &TargetProcess, owner: Option<Owner>) -> RecordOptions {
     let limits = plan.limits;
     RecordOptions {
         duration: plan.duration,
@@ -153,7 +153,7 @@ fn record(
 ) -> Result<Outcome> {
     let TargetProcess { target, exit, .. } = process;
     if verbosity > Verbosity::Quiet {
-        let name = crate::report::escape_terminal(&target.comm);
+        let name = crate::report::escape(&target.comm);
         writeln!(
             err,
             "offheap: attached to {name} ({}) with {} probes; {}",
@@ -167,7 +167,7 @@ fn record(
         err.flush()?;
     }
     let bar = progress_bar(verbosity);
-    let outcome = block_on(session, exit, |progress| {
+    let outcome = block_on(session, exit, std::future::pending(), |progress| {
         if let Some(bar) = &bar {
             bar.set_message(describe(progress, duration));
             bar.tick();
@@ -179,12 +179,18 @@ fn record(
     Ok(outcome)
 }
 
-fn block_on(session: Session, exit: OwnedFd, show: impl FnMut(&Progress)) -> Result<Outcome> {
+/// Runs the recording's loop on this thread.
+pub(super) fn block_on(
+    session: Session,
+    exit: OwnedFd,
+    stop: impl Future<Output = ()>,
+    show: impl FnMut(&Progress),
+) -> Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("start the event loop")?;
-    Ok(runtime.block_on(session.run(exit, show))?)
+    Ok(runtime.block_on(session.run(exit, stop, show))?)
 }
 
 fn progress_bar(verbosity: Verbosity) -> Option<ProgressBar> {
@@ -219,7 +225,8 @@ fn describe(progress: &Progress, duration: Option<Duration>) -> String {
 pub fn conclude(recorded: &Recorded, verbosity: Verbosity, err: &mut dyn Write) -> Result<ExitStatus> {
     let Some(outcome) = &recorded.outcome else { return Ok(ExitStatus::Done) };
     if verbosity > Verbosity::Quiet {
-        let file = crate::report::escape_terminal(&outcome.output.display().to_string());
+        let file = outcome.output.display().to_string();
+        let file = crate::report::escape(&file);
         writeln!(
             err,
             "offheap: wrote {file} ({}, {})",
@@ -227,7 +234,7 @@ pub fn conclude(recorded: &Recorded, verbosity: Verbosity, err: &mut dyn Write) 
             describe(&outcome.progress, None)
         )?;
         for hint in &outcome.hints {
-            writeln!(err, "offheap: note: {}", crate::report::escape_terminal(hint))?;
+            writeln!(err, "offheap: note: {}", crate::report::escape(hint))?;
         }
     }
     Ok(if outcome.progress.lost > 0 { ExitStatus::Incomplete } else { ExitStatus::Done })

@@ -71,7 +71,7 @@ enum Table {
 }
 
 /// Identity of an object: device and inode; the vDSO is (0, 0).
-type Key = (u64, u64);
+pub type Key = (u64, u64);
 
 /// A mapping set that was replaced, and since when.
 type Retired = (Instant, OwnedChunks);
@@ -93,6 +93,15 @@ pub struct CodeTables {
     problems: Vec<String>,
     /// The target's root directory, held so that debug files in it are found after it has exited.
     root: Option<OwnedFd>,
+}
+
+/// A mapping with the identity of its object, for the validate mode.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    /// The mapping as the kernel has it.
+    pub mapping: Mapping,
+    /// Its object.
+    pub key: Option<Key>,
 }
 
 /// The code ranges and kernel mappings of one look at the target.
@@ -342,6 +351,33 @@ impl CodeTables {
                 },
                 file.path().to_owned(),
             )),
+        }
+    }
+
+    /// The mappings as the kernel has them, with their objects.
+    pub fn regions(&self) -> Vec<Region> {
+        let key_of = |id| self.objects.iter().find(|(_, known)| known.id == id).map(|(key, _)| *key);
+        let mut regions: Vec<Region> = self
+            .mappings
+            .iter()
+            .map(|mapping| {
+                let range = self.ranges.iter().find(|range| range.start == mapping.start);
+                let key = range.and_then(|range| match range.code {
+                    Code::Object { id, .. } => key_of(id),
+                    Code::Generated => None,
+                });
+                Region { mapping: *mapping, key }
+            })
+            .collect();
+        regions.sort_by_key(|region| region.mapping.start);
+        regions
+    }
+
+    /// The contents of an object.
+    pub fn read_object(&self, key: Key) -> Option<Vec<u8>> {
+        match &self.objects.get(&key)?.source {
+            Source::Vdso(bytes) => Some(bytes.clone()),
+            Source::File(file) => file.read_all().ok(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Runs a recording: loads the programs, attaches, reads back, ends.
 
 mod address_space;
+mod check;
 mod code;
 mod error;
 mod event;
@@ -14,6 +15,7 @@ mod rss;
 mod session;
 mod stacks;
 
+pub use check::{Attached, Comparison, validate};
 pub use error::RecordError;
 pub use load::{LoadOptions, Limits, Programs, Purpose, TableSizes, Verification};
 pub use session::{Outcome, Progress, RecordOptions, Session};

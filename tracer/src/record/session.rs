@@ -246,9 +246,9 @@ impl Session {
     ) -> Result<Outcome, RecordError> {
         let system = |operation| move |source| RecordError::System { operation, source };
         self.start_clock()?;
-        let exit = AsyncFd::new(exit).map_err(system("wait for the target"))?;
+        let exit = watched(exit).map_err(system("wait for the target"))?;
         let events = self.programs.events.as_fd().try_clone_to_owned().map_err(system("poll the event ring"))?;
-        let events = AsyncFd::new(events).map_err(system("poll the event ring"))?;
+        let events = watched(events).map_err(system("poll the event ring"))?;
         let watches = self.watch_fds().map_err(system("poll the mapping events"))?;
         let mut stop = std::pin::pin!(stop);
         let mut signals = Signals::new().map_err(system("handle signals"))?;
@@ -286,7 +286,7 @@ impl Session {
     }
 
     fn watch_fds(&self) -> std::io::Result<Vec<AsyncFd<OwnedFd>>> {
-        self.watches.iter().map(|watch| AsyncFd::new(watch.as_fd().try_clone_to_owned()?)).collect()
+        self.watches.iter().map(|watch| watched(watch.as_fd().try_clone_to_owned()?)).collect()
     }
 
     /// Reads the mapping events of all CPUs.
@@ -543,6 +543,12 @@ impl Signals {
             _ = hangup.recv() => {}
         }
     }
+}
+
+/// A descriptor that the event loop watches for readability.
+fn watched(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the `AsyncFd` owns the descriptor, so it stays open, and an `OwnedFd` always gives the same one.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) }?)
 }
 
 async fn until(deadline: Option<tokio::time::Instant>) {
