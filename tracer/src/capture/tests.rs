@@ -191,7 +191,7 @@ fn a_forbidden_file_is_denied() {
     let path = dir.path().join("secret.offheap");
     leaky().write(&path);
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     let error = std::thread::spawn(move || {
         if rustix::process::geteuid().is_root() {
             // SAFETY: plain system call; unlike the C library's wrapper it changes this thread only.
