@@ -191,7 +191,7 @@ fn a_forbidden_file_is_denied() {
     let path = dir.path().join("secret.offheap");
     leaky().write(&path);
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     let error = std::thread::spawn(move || {
         if rustix::process::geteuid().is_root() {
             // SAFETY: plain system call; unlike the C library's wrapper it changes this thread only.
@@ -292,4 +292,35 @@ fn every_hostile_value_in_every_column_is_survived() {
         }
     }
     assert!(tried > 300 && noticed > 100, "{tried} tried, {noticed} noticed");
+}
+
+#[test]
+fn the_documented_query_works() {
+    let page = include_str!("../../../docs/capture-format.md");
+    let sql = page.split("```sql").nth(1).unwrap().split("```").next().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sql.offheap");
+    leaky().write(&path);
+    let connection = Connection::open(&path).unwrap();
+    let mut statement = connection.prepare(sql).unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+    let rows: Vec<(i64, i64, Option<String>)> = rows.map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 5);
+    assert_eq!(rows[0], (2560 * 4096, 2560, Some("leak_scratch(unsigned long)".into())));
+    for (table, _) in super::schema::TABLES {
+        assert!(page.contains(&format!("| `{table}` |")), "{table} is not documented");
+    }
+}
+
+#[test]
+fn every_loss_and_stack_end_is_documented() {
+    let page = include_str!("../../../docs/accuracy.md");
+    for loss in tracer_common::abi::Loss::ALL {
+        let section = if loss.is_incomplete() { "| loss |" } else { "| tally |" };
+        let table = page.split(section).nth(1).unwrap().split("\n\n").next().unwrap();
+        assert!(table.contains(&format!("| `{}` |", loss.name())), "{} is not documented", loss.name());
+    }
+    for end in crate::model::StackEnd::ALL {
+        assert!(page.contains(&format!("| `{}` |", end.name())), "{} is not documented", end.name());
+    }
 }

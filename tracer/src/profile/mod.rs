@@ -17,6 +17,7 @@ use crate::model::{EndReason, Frame, FrameId, Object, ObjectId};
 
 pub use completeness::{Broken, Completeness, StackShares};
 pub use frame::SiteFrame;
+pub(crate) use frame::base_name;
 pub use site::{Site, Totals};
 pub use slope::{MIN_POINTS, theil_sen};
 pub use wrapper::is_wrapper;

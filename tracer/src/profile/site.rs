@@ -85,15 +85,10 @@ pub(super) fn fold(
     let mut totals = Totals { sites: sites.len(), ..Totals::default() };
     let mut total_bytes = vec![0u64; points_s.len()];
     for site in &mut sites {
-        let mut outstanding_bytes = vec![0u64; points_s.len()];
         for number in &site.numbers {
             add(&mut site.counters, &capture.series.last(*number));
-            capture.series.add_outstanding(*number, &mut outstanding_bytes);
+            capture.series.add_outstanding(*number, &mut total_bytes);
         }
-        for (total, bytes) in total_bytes.iter_mut().zip(&outstanding_bytes) {
-            *total = total.saturating_add(*bytes);
-        }
-        site.growth_bytes_per_s = slope(&points_s, &outstanding_bytes);
         (site.outstanding_bytes, site.outstanding_count) = match &aged {
             Some(aged) => site.numbers.iter().filter_map(|number| aged.get(number)).fold(
                 (0, 0),
@@ -112,7 +107,21 @@ pub(super) fn fold(
         add(&mut totals.counters, &site.counters);
     }
     totals.growth_bytes_per_s = slope(&points_s, &total_bytes);
-    rank(&mut sites, filter.sort);
+    // The slope costs the square of the points: only for the sites that are kept, unless it ranks them.
+    let kept = filter.top.filter(|_| filter.sort != Sort::Growth).unwrap_or(usize::MAX);
+    if filter.sort != Sort::Growth {
+        rank(&mut sites, filter.sort);
+    }
+    for site in sites.iter_mut().take(kept) {
+        let mut outstanding_bytes = vec![0u64; points_s.len()];
+        for number in &site.numbers {
+            capture.series.add_outstanding(*number, &mut outstanding_bytes);
+        }
+        site.growth_bytes_per_s = slope(&points_s, &outstanding_bytes);
+    }
+    if filter.sort == Sort::Growth {
+        rank(&mut sites, filter.sort);
+    }
     Ok((sites, totals))
 }
 

@@ -3,7 +3,7 @@
 use super::escape;
 use super::human::{counted, function, middle, percent, size};
 use super::table::{Paint, growth};
-use crate::profile::{Profile, Site, SiteFrame};
+use crate::profile::{Profile, Site, SiteFrame, base_name};
 
 /// Callers shown of one site, a recursion as one; of more, the inner and the outer ones.
 const CALLERS_SHOWN: usize = 8;
@@ -122,8 +122,4 @@ fn named(
     let room = width.saturating_sub(indent.chars().count() + place.chars().count() + 2).max(12);
     let name = function(&escape(&line.label()), room);
     format!("{indent}{}  {}", paint_name(&name), paint.dim(&place)).trim_end().to_owned()
-}
-
-fn base_name(path: &str) -> &str {
-    path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)
 }

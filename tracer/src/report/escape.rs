@@ -31,8 +31,10 @@ pub fn escape(name: &str) -> Cow<'_, str> {
 
 /// Whether a character must not reach a terminal as it is.
 pub(super) fn is_deceptive(character: char) -> bool {
-    character.is_control()
-        || matches!(character,
+    let is_plain = matches!(character, ' '..='~');
+    !is_plain
+        && (character.is_control()
+            || matches!(character,
             // Directions.
             '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{206f}'
             // No width, or blank although a letter.
@@ -41,7 +43,7 @@ pub(super) fn is_deceptive(character: char) -> bool {
             | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
             | '\u{e0000}'..='\u{e0fff}'
             // Line ends of Unicode.
-            | '\u{2028}' | '\u{2029}')
+            | '\u{2028}' | '\u{2029}'))
 }
 
 #[cfg(test)]
