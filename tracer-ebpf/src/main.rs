@@ -88,7 +88,3 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";
-
-/// Compared by the loader with its own.
-#[unsafe(no_mangle)]
-static OFFHEAP_ABI: aya_ebpf::Global<u32> = aya_ebpf::Global::new(tracer_common::abi::ABI_VERSION);

@@ -14,7 +14,8 @@ mod site;
 pub use call::{CallInFlight, LiveBlock, LiveKey};
 pub use end::StackEnd;
 pub use event::{
-    EVENT_EXEC, EVENT_REFRESH, EVENT_STACK, EventHeader, FRAME_INTERRUPTED, StackEvent, VALIDATION_PAGES, Validation,
+    EVENT_EXEC, EVENT_REFRESH, EVENT_STACK, EventHeader, FRAME_INTERRUPTED, StackEvent, VALIDATION_PAGES,
+    Validation,
 };
 pub use loss::{Loss, Tally};
 pub use mapping::{
@@ -26,9 +27,6 @@ pub use mapping::{
 };
 pub use setting::Settings;
 pub use site::{SITE_LOST, SiteCounters, SiteKey};
-
-/// Version of this ABI. The BPF object carries it as `OFFHEAP_ABI`, and the loader compares.
-pub const ABI_VERSION: u32 = 1;
 
 /// Frames kept of one stack, innermost first. Deeper stacks end as [`StackEnd::Truncated`].
 pub const MAX_FRAMES: usize = 256;

@@ -121,10 +121,9 @@ impl AttachError {
     /// Reading `/proc/TGID/...` failed.
     pub(super) fn proc(tgid: u32, path: String, source: io::Error) -> Self {
         match source.kind() {
-            io::ErrorKind::PermissionDenied => Self::NotPermitted {
-                operation: format!("read `{path}`"),
-                capability: "CAP_SYS_PTRACE",
-            },
+            io::ErrorKind::PermissionDenied => {
+                Self::NotPermitted { operation: format!("read `{path}`"), capability: "CAP_SYS_PTRACE" }
+            }
             // ESRCH: the process went away after the file was opened.
             io::ErrorKind::NotFound => Self::NoProcess { tgid },
             _ if source.raw_os_error() == Some(libc::ESRCH) => Self::NoProcess { tgid },

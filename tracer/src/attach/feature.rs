@@ -25,7 +25,8 @@ impl Release {
 
     /// Reads `6.1.0-18-amd64`; what is missing is 0.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut numbers = text.split(|character: char| !character.is_ascii_digit()).map(|part| part.parse().ok());
+        let mut numbers =
+            text.split(|character: char| !character.is_ascii_digit()).map(|part| part.parse().ok());
         Some(Self(numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
     }
 
@@ -54,7 +55,9 @@ pub fn release_text() -> String {
 /// [`AttachError::OldKernel`].
 pub fn require_kernel(release: &str) -> Result<(), AttachError> {
     match Release::parse(release) {
-        Some(parsed) if parsed < Release::OLDEST => Err(AttachError::OldKernel { release: release.to_owned() }),
+        Some(parsed) if parsed < Release::OLDEST => {
+            Err(AttachError::OldKernel { release: release.to_owned() })
+        }
         _ => Ok(()),
     }
 }
@@ -104,7 +107,8 @@ const CAPABILITIES: [(u32, &str); 3] = [(19, "CAP_SYS_PTRACE"), (38, "CAP_PERFMO
 
 /// Those that this process lacks. CAP_SYS_ADMIN stands for CAP_PERFMON and CAP_BPF.
 pub fn missing_capabilities() -> Vec<&'static str> {
-    let effective = fs::read_to_string("/proc/self/status").ok().and_then(|status| effective_capabilities(&status));
+    let effective =
+        fs::read_to_string("/proc/self/status").ok().and_then(|status| effective_capabilities(&status));
     let Some(effective) = effective else { return Vec::new() };
     let has = |bit: u32| effective & (1 << bit) != 0;
     let is_admin = has(21);
@@ -151,7 +155,14 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
     vec![
         ("kernel", kernel),
         ("privileges", privileges),
-        ("uprobes", file("/sys/bus/event_source/devices/uprobe/type", "perf uprobes", "CONFIG_UPROBE_EVENTS is missing")),
+        (
+            "uprobes",
+            file(
+                "/sys/bus/event_source/devices/uprobe/type",
+                "perf uprobes",
+                "CONFIG_UPROBE_EVENTS is missing",
+            ),
+        ),
         ("BTF", file("/sys/kernel/btf/vmlinux", "of the kernel", "CONFIG_DEBUG_INFO_BTF is missing")),
         ("tracefs", file("/sys/kernel/tracing/events", "mounted", "not mounted; not needed")),
         ("BPF JIT", jit),
@@ -175,9 +186,15 @@ mod tests {
 
     #[test]
     fn the_kernels_that_kill_are_known() {
-        for (text, kills) in
-            [("6.10.14", false), ("6.11.9", true), ("6.12.5", true), ("6.12.117", false), ("6.13.1", true), ("6.14.0", false), ("6.1.0", false)]
-        {
+        for (text, kills) in [
+            ("6.10.14", false),
+            ("6.11.9", true),
+            ("6.12.5", true),
+            ("6.12.117", false),
+            ("6.13.1", true),
+            ("6.14.0", false),
+            ("6.1.0", false),
+        ] {
             assert_eq!(Release::parse(text).unwrap().kills_seccomp(), kills, "{text}");
         }
     }

@@ -105,7 +105,10 @@ mod tests {
         );
         assert_eq!(entries.len(), 4);
         assert_eq!(entries[0].name, b"/usr/bin/with space\\012 (deleted)");
-        assert_eq!((entries[0].device, entries[0].inode, entries[0].file_offset), (0xfe_0000_0001, 1234, 0x2000));
+        assert_eq!(
+            (entries[0].device, entries[0].inode, entries[0].file_offset),
+            (0xfe_0000_0001, 1234, 0x2000)
+        );
         assert!(entries[0].is_executable() && !entries[1].is_executable());
         assert_eq!((entries[1].name.as_slice(), entries[2].name.as_slice()), (&b"[stack]"[..], &b""[..]));
         assert_eq!(entries[3].name, b"/\xff\xfe");

@@ -62,7 +62,11 @@ impl ObjectFile {
         let metadata = self.file.metadata().map_err(failed)?;
         // A device or a pipe may never end.
         if !metadata.is_file() || metadata.len() > MAX_BYTES {
-            return Err(AttachError::TooLarge { path: self.path.clone(), bytes: metadata.len(), limit: MAX_BYTES });
+            return Err(AttachError::TooLarge {
+                path: self.path.clone(),
+                bytes: metadata.len(),
+                limit: MAX_BYTES,
+            });
         }
         let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
         let mut reader = OffsetReader { file: &self.file, offset: 0 };
@@ -75,7 +79,8 @@ fn open_by_name(tgid: u32, entry: &MapEntry) -> Option<File> {
     let name = std::str::from_utf8(&entry.name).ok()?.strip_prefix('/')?;
     let file = File::open(format!("/proc/{tgid}/root/{name}")).ok()?;
     let metadata = file.metadata().ok()?;
-    let device = u64::from(rustix::fs::major(metadata.dev())) << 32 | u64::from(rustix::fs::minor(metadata.dev()));
+    let device =
+        u64::from(rustix::fs::major(metadata.dev())) << 32 | u64::from(rustix::fs::minor(metadata.dev()));
     (device == entry.device && metadata.ino() == entry.inode && metadata.is_file()).then_some(file)
 }
 

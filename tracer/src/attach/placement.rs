@@ -6,8 +6,8 @@
 //! instruction that is emulated, provided that getting there changes nothing the programs look at.
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Formatter, Instruction, InstructionInfoFactory, IntelFormatter,
-    OpAccess, Register,
+    Code, Decoder, DecoderOptions, FlowControl, Formatter, Instruction, InstructionInfoFactory,
+    IntelFormatter, OpAccess, Register,
 };
 use tracer_common::func::{Function, Shape};
 
@@ -69,7 +69,9 @@ fn search(function: &Function, body: &[u8], instructions: &[Instruction]) -> Res
     for (index, instruction) in instructions.iter().enumerate().take(MAX_INSTRUCTIONS) {
         if is_emulated(instruction, body) {
             return match branch_into(instructions, instruction.ip()) {
-                Some(from) if index > 0 => Err(format!("a branch at +{from:#x} enters the function in front of it")),
+                Some(from) if index > 0 => {
+                    Err(format!("a branch at +{from:#x} enters the function in front of it"))
+                }
                 _ => Ok((index, pushed_bytes)),
             };
         }
@@ -85,7 +87,10 @@ fn search(function: &Function, body: &[u8], instructions: &[Instruction]) -> Res
         let moved = stack_movement(instruction, &mut info)
             .ok_or_else(|| format!("`{}` moves the stack pointer by an unknown amount", text(instruction)))?;
         if moved != 0 && function.shape.returns_block() {
-            return Err(format!("`{}` moves the stack pointer away from the return address", text(instruction)));
+            return Err(format!(
+                "`{}` moves the stack pointer away from the return address",
+                text(instruction)
+            ));
         }
         pushed_bytes = pushed_bytes.checked_add_signed(-moved).ok_or("the stack pointer moves up")?;
     }
@@ -113,10 +118,10 @@ fn is_emulated(instruction: &Instruction, body: &[u8]) -> bool {
     let Some(bytes) = body.get(at..at.saturating_add(instruction.len())) else { return false };
     match *bytes {
         [0x50..=0x57] | [0x41, 0x50..=0x57] => true, // push
-        [0x90] => true,                               // nop
-        [0xeb, _] | [0x70..=0x7f, _] => true,         // short jmp, jcc
-        [0xe9 | 0xe8, _, _, _, _] => true,            // jmp, call
-        [0x0f, 0x80..=0x8f, _, _, _, _] => true,      // near jcc
+        [0x90] => true,                              // nop
+        [0xeb, _] | [0x70..=0x7f, _] => true,        // short jmp, jcc
+        [0xe9 | 0xe8, _, _, _, _] => true,           // jmp, call
+        [0x0f, 0x80..=0x8f, _, _, _, _] => true,     // near jcc
         _ => false,
     }
 }
@@ -146,9 +151,14 @@ fn stack_movement(instruction: &Instruction, info: &mut InstructionInfoFactory) 
     }
     match instruction.code() {
         Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 if instruction.op0_register() == Register::RSP => {
-            i16::try_from(instruction.immediate32to64()).ok().or_else(|| i16::try_from(instruction.immediate8to64()).ok())?.checked_neg()
+            i16::try_from(instruction.immediate32to64())
+                .ok()
+                .or_else(|| i16::try_from(instruction.immediate8to64()).ok())?
+                .checked_neg()
         }
-        _ if instruction.stack_pointer_increment() != 0 => i16::try_from(instruction.stack_pointer_increment()).ok(),
+        _ if instruction.stack_pointer_increment() != 0 => {
+            i16::try_from(instruction.stack_pointer_increment()).ok()
+        }
         _ => None,
     }
 }

@@ -55,7 +55,8 @@ pub fn definitions(elf: &object::File<'_>, all_symbols: bool) -> Definitions {
         if symbol.is_undefined() || binding == STB_LOCAL || symbol.address() == 0 {
             continue;
         }
-        let Some(index) = symbol.name().ok().and_then(|name| FUNCTIONS.iter().position(|f| f.name == name)) else {
+        let Some(index) = symbol.name().ok().and_then(|name| FUNCTIONS.iter().position(|f| f.name == name))
+        else {
             continue;
         };
         if kind == STT_FUNC || kind == STT_GNU_IFUNC {
@@ -77,7 +78,13 @@ pub fn definitions(elf: &object::File<'_>, all_symbols: bool) -> Definitions {
                 definitions.skipped.push(Skipped { name: function.name, reason });
             }
         } else if let Some((file_offset, body)) = code_at(elf, address, size) {
-            definitions.found.push(Definition { function, names: vec![function.name], address, file_offset, body });
+            definitions.found.push(Definition {
+                function,
+                names: vec![function.name],
+                address,
+                file_offset,
+                body,
+            });
         } else {
             let reason = "its address lies in no executable segment";
             definitions.skipped.push(Skipped { name: function.name, reason });
@@ -118,12 +125,16 @@ mod tests {
         let bytes = libc();
         let elf = object::File::parse(&*bytes).unwrap();
         let found = definitions(&elf, false).found;
-        for name in ["malloc", "calloc", "realloc", "reallocarray", "posix_memalign", "valloc", "pvalloc", "free"] {
+        for name in
+            ["malloc", "calloc", "realloc", "reallocarray", "posix_memalign", "valloc", "pvalloc", "free"]
+        {
             let definition = found.iter().find(|d| d.names.contains(&name)).unwrap();
             let at = usize::try_from(definition.file_offset).unwrap();
             assert_eq!(definition.body[..], bytes[at..at + definition.body.len()], "{name}");
         }
-        assert!(found.iter().enumerate().all(|(i, d)| found[..i].iter().all(|other| other.address != d.address)));
+        assert!(
+            found.iter().enumerate().all(|(i, d)| found[..i].iter().all(|other| other.address != d.address))
+        );
     }
 
     #[test]

@@ -154,12 +154,14 @@ fn runtime_of(tgid: u32) -> Option<Runtime> {
     let entries = maps::read(tgid).ok()?;
     let exe = fs::read_link(format!("/proc/{tgid}/exe")).ok()?;
     let names = entries.iter().filter(|entry| entry.is_executable()).map(maps::MapEntry::display_name);
-    names.into_iter().find_map(|path| runtime_by_name(&path)).or_else(|| runtime_by_name(&exe.to_string_lossy())).map(
-        |(name, version, path)| {
+    names
+        .into_iter()
+        .find_map(|path| runtime_by_name(&path))
+        .or_else(|| runtime_by_name(&exe.to_string_lossy()))
+        .map(|(name, version, path)| {
             let version = version.or_else(|| (name == "jvm").then(|| jvm_version(tgid, &path)).flatten());
             Runtime { name: name.to_owned(), version }
-        },
-    )
+        })
 }
 
 /// Name, version and path of the runtime that a file is.
@@ -175,7 +177,11 @@ fn runtime_by_name(path: &str) -> Option<(&'static str, Option<String>, String)>
         "node" | "nodejs" => ("node", None),
         "libjvm.so" => ("jvm", None),
         "libcoreclr.so" => ("dotnet", None),
-        _ => match (base.strip_prefix("libpython"), base.strip_prefix("python"), base.strip_prefix("libnode.so.")) {
+        _ => match (
+            base.strip_prefix("libpython"),
+            base.strip_prefix("python"),
+            base.strip_prefix("libnode.so."),
+        ) {
             (Some(rest), _, _) if base.contains(".so") => ("cpython", version_of(rest)),
             (_, Some(rest), _) if rest.is_empty() || rest.starts_with(|c: char| c.is_ascii_digit()) => {
                 ("cpython", version_of(rest))

@@ -52,9 +52,15 @@ pub(super) fn resolve(args: OffheapArgs, environment: &Environment) -> Result<In
 fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Result<Action, String> {
     Ok(match command {
         CommandArgs::Record(args) => Action::Record(record(args)?),
-        CommandArgs::Report(ReportArgs { file, format, top, min_age, sort }) => {
-            Action::Report(ReportPlan { file, format, top: top.map(|top| top as usize), min_age, sort, color, width })
-        }
+        CommandArgs::Report(ReportArgs { file, format, top, min_age, sort }) => Action::Report(ReportPlan {
+            file,
+            format,
+            top: top.map(|top| top as usize),
+            min_age,
+            sort,
+            color,
+            width,
+        }),
         CommandArgs::Export(ExportArgs { file, format, output, force }) => {
             Action::Export(ExportPlan { file, format, output, force })
         }

@@ -10,15 +10,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{
-    ExitStatus,
-    demo_target::DemoTruth,
-    export, record, report,
-};
+use super::{ExitStatus, demo_target::DemoTruth, export, record, report};
 use crate::{
     attach::{feature, target},
     capture::Capture,
-    cli::plan::{ExportFormat, ExportPlan, Limits, RecordPlan, ReportFormat, ReportPlan, SortKey, TargetPlan},
+    cli::plan::{
+        ExportFormat, ExportPlan, Limits, RecordPlan, ReportFormat, ReportPlan, SortKey, TargetPlan,
+    },
     profile::{Filter, Profile, Sort},
     record::Session,
 };
@@ -41,7 +39,11 @@ pub fn run(
 ) -> Result<ExitStatus> {
     feature::require_tracing()?;
     let mut program = Program::start()?;
-    writeln!(err, "offheap: started a leaking program (process {}); tracing it for {DURATION:?}", program.child.id())?;
+    writeln!(
+        err,
+        "offheap: started a leaking program (process {}); tracing it for {DURATION:?}",
+        program.child.id()
+    )?;
     let file = directory.join(CAPTURE);
     let truth = trace(&mut program, &file)?;
     let plan = ReportPlan {
@@ -56,7 +58,12 @@ pub fn run(
     let status = report::run(&plan, out, err)?;
     let graph = directory.join(FLAME_GRAPH);
     export::run(
-        &ExportPlan { file: file.clone(), format: ExportFormat::Svg, output: Some(graph.clone()), force: true },
+        &ExportPlan {
+            file: file.clone(),
+            format: ExportFormat::Svg,
+            output: Some(graph.clone()),
+            force: true,
+        },
         out,
         err,
     )?;
@@ -99,7 +106,8 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
     let mut line = String::new();
     output.read_line(&mut line).context("read from the leaking program")?;
     ensure!(line.trim_end() == "ready", "the leaking program said `{}`", line.trim_end().escape_debug());
-    let tgid = std::num::NonZeroU32::new(program.child.id()).context("the leaking program has no process id")?;
+    let tgid =
+        std::num::NonZeroU32::new(program.child.id()).context("the leaking program has no process id")?;
     let process = target::examine(tgid.get())?;
     let plan = RecordPlan {
         target: TargetPlan::Pid(tgid),
@@ -129,9 +137,10 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
     let stop = async {
         let _ = is_done.await;
     };
-    record::block_on(session, process.exit, stop, |_| {})?;
+    record::block_on(session, process.exit, stop, || {}, |_| {})?;
     let Ok(read) = reader.join() else { bail!("reading from the leaking program failed") };
-    serde_json::from_str(&read.context("read from the leaking program")?).context("the leaking program's account")
+    serde_json::from_str(&read.context("read from the leaking program")?)
+        .context("the leaking program's account")
 }
 
 /// Compares each function's unfreed bytes and blocks with what the program says.

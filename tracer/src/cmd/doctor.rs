@@ -80,33 +80,41 @@ fn slow(allocators: &[Arc<Allocator>]) -> impl Iterator<Item = &Probed> {
 fn describe(allocator: &Allocator, out: &mut impl Write) -> Result<()> {
     let id = allocator.file.build_id().unwrap_or("none");
     writeln!(out, "\nAllocator {} (build id {})", escape(allocator.file.path()), escape(id))?;
-    writeln!(out, "        {:<22} {:>10}  {:<30} probes", "function", "offset", "instruction")?;
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["", "function", "offset", "instruction", "probes", ""]);
     for probed in &allocator.probed {
-        let placement = &probed.placement;
-        let mark = if placement.is_emulated { "fast" } else { "slow" };
-        let function = probed.definition.function;
-        let place = match placement.offset {
-            0 => function.name.to_owned(),
-            offset => format!("{}+{offset:#x}", function.name),
-        };
-        let probes = if function.shape.returns_block() { "entry, return" } else { "entry" };
-        writeln!(
-            out,
-            "  {mark}  {place:<22} {:>#10x}  {:<30} {probes}",
-            probed.file_offset(),
-            placement.instruction
-        )?;
-        let also: Vec<&str> =
-            probed.definition.names.iter().copied().filter(|name| *name != function.name).collect();
-        if !also.is_empty() {
-            writeln!(out, "        also known as {}", also.join(", "))?;
-        }
-        if !placement.is_emulated {
-            writeln!(out, "        because {}", placement.reason)?;
-        }
+        table.add_row(row(probed));
+    }
+    for line in table.lines() {
+        writeln!(out, " {}", line.trim_end())?;
     }
     for skipped in &allocator.skipped {
         writeln!(out, "  not   {:<22} {}", skipped.name, skipped.reason)?;
     }
     Ok(())
+}
+
+fn row(probed: &Probed) -> [String; 6] {
+    let placement = &probed.placement;
+    let function = probed.definition.function;
+    let place = match placement.offset {
+        0 => function.name.to_owned(),
+        offset => format!("{}+{offset:#x}", function.name),
+    };
+    let also: Vec<&str> =
+        probed.definition.names.iter().copied().filter(|name| *name != function.name).collect();
+    let note = match (placement.is_emulated, also.is_empty()) {
+        (false, _) => placement.reason.clone(),
+        (true, false) => format!("also known as {}", also.join(", ")),
+        (true, true) => String::new(),
+    };
+    [
+        if placement.is_emulated { "fast" } else { "slow" }.to_owned(),
+        place,
+        format!("{:#x}", probed.file_offset()),
+        placement.instruction.clone(),
+        if function.shape.returns_block() { "entry, return" } else { "entry" }.to_owned(),
+        note,
+    ]
 }

@@ -51,12 +51,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, output) = (dir.path().join("x.offheap"), dir.path().join("x.svg"));
         leaky().write(&file);
-        let mut plan = ExportPlan {
-            file,
-            format: ExportFormat::Svg,
-            output: Some(output.clone()),
-            force: false,
-        };
+        let mut plan =
+            ExportPlan { file, format: ExportFormat::Svg, output: Some(output.clone()), force: false };
         let (mut out, mut err) = (Vec::new(), Vec::new());
         assert_eq!(run(&plan, &mut out, &mut err).unwrap(), ExitStatus::Incomplete);
         assert!(out.is_empty());
@@ -78,12 +74,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, output) = (dir.path().join("x.offheap"), dir.path().join("x.svg"));
         clean().write(&file);
-        let plan = ExportPlan {
-            file,
-            format: ExportFormat::Svg,
-            output: Some(output.clone()),
-            force: true,
-        };
+        let plan = ExportPlan { file, format: ExportFormat::Svg, output: Some(output.clone()), force: true };
         assert!(run(&plan, &mut Vec::new(), &mut Vec::new()).is_err());
         assert!(!output.exists());
     }

@@ -57,7 +57,12 @@ pub fn run(plan: &RecordPlan, verbosity: Verbosity, err: &mut dyn Write) -> Resu
 
 /// Starts the command, attaches while it is stopped, records until it ends or the time is up, and passes
 /// its exit status on.
-fn run_command(plan: &RecordPlan, command: &[OsString], verbosity: Verbosity, err: &mut dyn Write) -> Result<Recorded> {
+fn run_command(
+    plan: &RecordPlan,
+    command: &[OsString],
+    verbosity: Verbosity,
+    err: &mut dyn Write,
+) -> Result<Recorded> {
     let invoker = Invoker::from_environment();
     let owner = invoker.as_ref().map(|invoker| Owner { uid: invoker.uid(), gid: invoker.gid() });
     let mut launched = Launch::start(command, invoker)?;
@@ -152,22 +157,25 @@ fn record(
     err: &mut dyn Write,
 ) -> Result<Outcome> {
     let TargetProcess { target, exit, .. } = process;
-    if verbosity > Verbosity::Quiet {
-        let name = crate::report::escape(&target.comm);
-        writeln!(
-            err,
-            "offheap: attached to {name} ({}) with {} probes; {}",
-            target.tgid,
-            session.probe_count(),
-            match duration {
-                Some(duration) => format!("recording for {}, Ctrl-C ends it", humantime::format_duration(duration)),
-                None => "recording until it exits, or Ctrl-C".to_owned(),
-            }
-        )?;
-        err.flush()?;
-    }
     let bar = progress_bar(verbosity);
-    let outcome = block_on(session, exit, std::future::pending(), |progress| {
+    let attached = format!(
+        "offheap: attached to {} ({}) with {} probes; {}",
+        crate::report::escape(&target.comm),
+        target.tgid,
+        session.probe_count(),
+        match duration {
+            Some(duration) =>
+                format!("recording for {}, Ctrl-C ends it", humantime::format_duration(duration)),
+            None => "recording until it exits, or Ctrl-C".to_owned(),
+        }
+    );
+    let ready = || {
+        if verbosity > Verbosity::Quiet {
+            // Nobody to tell if the standard error is closed; the recording goes on.
+            let _ = writeln!(err, "{attached}").and_then(|()| err.flush());
+        }
+    };
+    let outcome = block_on(session, exit, std::future::pending(), ready, |progress| {
         if let Some(bar) = &bar {
             bar.set_message(describe(progress, duration));
             bar.tick();
@@ -184,13 +192,12 @@ pub(super) fn block_on(
     session: Session,
     exit: OwnedFd,
     stop: impl Future<Output = ()>,
+    ready: impl FnOnce(),
     show: impl FnMut(&Progress),
 ) -> Result<Outcome> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the event loop")?;
-    Ok(runtime.block_on(session.run(exit, stop, show))?)
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
+    Ok(runtime.block_on(session.run(exit, stop, ready, show))?)
 }
 
 fn progress_bar(verbosity: Verbosity) -> Option<ProgressBar> {

@@ -34,7 +34,14 @@ pub fn run(
     let text = match plan.format {
         ReportFormat::Table => {
             let file = plan.file.to_string_lossy();
-            table(&profile, &TableOptions { width: plan.width.map_or(UNKNOWN_WIDTH, usize::from), color: plan.color, file: Some(&file) })
+            table(
+                &profile,
+                &TableOptions {
+                    width: plan.width.map_or(UNKNOWN_WIDTH, usize::from),
+                    color: plan.color,
+                    file: Some(&file),
+                },
+            )
         }
         ReportFormat::Json => {
             warn(&profile, err)?;

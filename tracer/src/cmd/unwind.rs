@@ -1,10 +1,6 @@
 //! `offheap validate-unwind` and `offheap bench-floor`: for developers.
 
-use std::{
-    io::Write,
-    num::NonZeroU32,
-    time::Duration,
-};
+use std::{io::Write, num::NonZeroU32, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -48,9 +44,14 @@ pub fn run_validate(tgid: NonZeroU32, samples: u32, out: &mut impl Write) -> Res
 pub fn run_floor(tgid: NonZeroU32, err: &mut impl Write) -> Result<ExitStatus> {
     record::examine(tgid)?;
     let attached = Attached::new(tgid, Purpose::Floor)?;
-    writeln!(err, "offheap: attached to {tgid} with {} empty probes, until interrupted", attached.probe_count())?;
+    writeln!(
+        err,
+        "offheap: attached to {tgid} with {} empty probes, until interrupted",
+        attached.probe_count()
+    )?;
     err.flush()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
     runtime.block_on(tokio::signal::ctrl_c()).context("wait for the interrupt")?;
     drop(attached);
     Ok(ExitStatus::Done)

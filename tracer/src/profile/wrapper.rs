@@ -45,31 +45,15 @@ const WRAPPERS: &[&str] = &[
     // C++.
     "operator new",
     "operator new[]",
-    "std::allocator::allocate",
-    "std::__new_allocator::allocate",
-    "__gnu_cxx::new_allocator::allocate",
-    "__gnu_cxx::__alloc_traits::allocate",
-    "std::allocator_traits::allocate",
-    "std::__allocate_guarded",
-    "std::_Vector_base::_M_allocate",
-    "std::__cxx11::basic_string::_M_create",
-    "std::__1::allocator::allocate",
-    "std::__1::allocator_traits::allocate",
-    "std::__1::__allocate_at_least",
-    "std::__1::__libcpp_allocate",
+    // The standard library grows its containers for whoever uses them.
+    "std::*",
+    "__gnu_cxx::*",
     // Rust.
     "__rust_*",
     "__rdl_*",
     "__rg_*",
-    "alloc::alloc::*",
-    "alloc::raw_vec::*",
-    "alloc::boxed::Box::new",
-    "alloc::boxed::Box::new_uninit",
-    "alloc::boxed::Box::new_uninit_in",
-    "alloc::boxed::Box::try_new_uninit_in",
-    "alloc::vec::Vec::with_capacity",
-    "alloc::vec::Vec::with_capacity_in",
-    "std::alloc::*",
+    "alloc::*",
+    "hashbrown::*",
     // CPython.
     "PyMem_*",
     "_PyMem_*",
@@ -140,8 +124,12 @@ pub fn is_wrapper(function: &str) -> bool {
 /// A demangled name without return type, template arguments, parameters and suffixes of the compiler.
 pub fn bare_name(function: &str) -> Cow<'_, str> {
     // `<alloc::alloc::Global as core::alloc::Allocator>::allocate`: the type stands for its method.
+    // `<alloc::raw_vec::RawVecInner>::try_allocate_in`: a type of its own. For `<T as Trait>::method` the
+    // trait says more than the parameter.
     let implemented = function.strip_prefix('<').and_then(|rest| {
-        let (path, method) = (rest.split_once(" as ")?.0, function.rsplit_once(">::")?.1);
+        let (inside, method) = rest.rsplit_once(">::")?;
+        let (path, of) = inside.split_once(" as ").unwrap_or((inside, inside));
+        let path = if path.contains("::") { path } else { of };
         Some(format!("{path}::{method}"))
     });
     let function = implemented.map_or(Cow::Borrowed(function), Cow::Owned);
@@ -194,6 +182,10 @@ mod tests {
             "<alloc::alloc::Global as core::alloc::Allocator>::allocate",
             "alloc::boxed::Box<T>::new",
             "alloc::vec::Vec::<T>::with_capacity",
+            "<alloc::raw_vec::RawVecInner>::try_allocate_in",
+            "<T as alloc::slice::<impl [T]>::to_vec_in::ConvertVec>::to_vec",
+            "std::vector<int, std::allocator<int> >::push_back(int const&)",
+            "void std::vector<std::string>::_M_realloc_insert<char const*>(char const*&&)",
             "PyMem_Malloc",
             "_PyMem_RawMalloc",
             "PyObject_Malloc",
@@ -214,7 +206,6 @@ mod tests {
             "my_malloc_user",
             "malloc_stats_collector",
             "Cache::allocate(unsigned long)",
-            "std::vector<int, std::allocator<int> >::push_back(int const&)",
             "store(std::allocator<int>::allocate)",
             "operator newish",
             "tcp_connect",

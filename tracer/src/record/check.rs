@@ -164,7 +164,9 @@ impl CodeMap for ReferenceMap {
             MAPPING_FILE, MAPPING_FRAME_POINTER, MAPPING_RETURN_PROBE, MAPPING_TRAMPOLINE,
         };
         let index = self.ranges.partition_point(|range| range.mapping.start <= pc);
-        let Some(range) = index.checked_sub(1).map(|index| &self.ranges[index]) else { return Code::Unmapped };
+        let Some(range) = index.checked_sub(1).map(|index| &self.ranges[index]) else {
+            return Code::Unmapped;
+        };
         if pc >= range.mapping.end {
             return Code::Unmapped;
         }

@@ -113,7 +113,8 @@ struct Layout {
 impl CodeTables {
     /// Nothing is known yet.
     pub fn new() -> Self {
-        let limits = StoreLimits { page_chunks: MAX_PAGE_CHUNKS, row_chunks: MAX_ROW_CHUNKS, escapes: ESCAPES };
+        let limits =
+            StoreLimits { page_chunks: MAX_PAGE_CHUNKS, row_chunks: MAX_ROW_CHUNKS, escapes: ESCAPES };
         Self {
             objects: HashMap::new(),
             new_objects: Vec::new(),
@@ -178,10 +179,8 @@ impl CodeTables {
         let Some(known) = self.known(tgid, entry, key) else {
             return layout.mappings.push(mapping(MAPPING_NO_TABLE));
         };
-        let object = CodeRange {
-            code: Code::Object { id: known.id, file_offset: entry.file_offset },
-            ..generated
-        };
+        let object =
+            CodeRange { code: Code::Object { id: known.id, file_offset: entry.file_offset }, ..generated };
         match &known.table {
             None => {
                 layout.ranges.push(generated);
@@ -298,14 +297,17 @@ impl CodeTables {
                 Change::Escape(index, rule) => {
                     programs.escapes.set(index, Abi(rule), 0).map_err(failed("ESCAPES"))?;
                 }
-                Change::Rows(index, rows) => programs.rows.set(index, Abi(*rows), 0).map_err(failed("ROWS"))?,
+                Change::Rows(index, rows) => {
+                    programs.rows.set(index, Abi(*rows), 0).map_err(failed("ROWS"))?
+                }
                 Change::Pages(index, pages) => {
                     programs.pages.set(index, Abi(*pages), 0).map_err(failed("PAGES"))?;
                 }
             }
         }
         self.generation += 1;
-        let set = MappingSet::build(&self.mappings, self.generation, self.space.epoch(), &mut self.allocator)?;
+        let set =
+            MappingSet::build(&self.mappings, self.generation, self.space.epoch(), &mut self.allocator)?;
         for (index, chunk) in set.chunks() {
             programs.mappings.set(index, Abi(*chunk), 0).map_err(failed("MAPPINGS"))?;
         }
@@ -347,7 +349,10 @@ impl CodeTables {
                 ObjectSource::File {
                     file: file.file().try_clone().ok()?,
                     display_path: PathBuf::from(file.path()),
-                    root: self.root.as_ref().map(|root| PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()))),
+                    root: self
+                        .root
+                        .as_ref()
+                        .map(|root| PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()))),
                 },
                 file.path().to_owned(),
             )),

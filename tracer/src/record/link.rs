@@ -49,7 +49,7 @@ pub struct Probe<'a> {
 /// The probes of one process. Dropping them detaches, entries first.
 #[derive(Default)]
 pub struct Links {
-    links: Vec<UProbeLink>,
+    links: Vec<(Role, UProbeLink)>,
     placed: HashSet<(u64, u64, u64, Role)>,
 }
 
@@ -94,7 +94,7 @@ impl Links {
                 cookie: Some(probe.cookie.0),
             };
             let id = program.attach(point, path, UProbeScope::OneProcess(tgid)).map_err(failed)?;
-            self.links.push(program.take_link(id).map_err(failed)?);
+            self.links.push((probe.role, program.take_link(id).map_err(failed)?));
             count += 1;
         }
         Ok(count)
@@ -110,10 +110,15 @@ impl Links {
         self.links.is_empty()
     }
 
-    /// Takes all probes off, in the opposite order of placing.
+    /// Takes all probes off: entries, then returns, then releases. Closing one waits until no CPU can be
+    /// running its program, some tenths of a second; so those of one role are closed at the same time.
     pub fn detach(&mut self) {
-        while let Some(link) = self.links.pop() {
-            drop(link);
+        for role in [Role::Entry, Role::Return, Role::Release] {
+            std::thread::scope(|scope| {
+                for (_, link) in self.links.extract_if(.., |(of, _)| *of == role) {
+                    scope.spawn(move || drop(link));
+                }
+            });
         }
         self.placed.clear();
     }

@@ -17,5 +17,5 @@ mod stacks;
 
 pub use check::{Attached, Comparison, validate};
 pub use error::RecordError;
-pub use load::{LoadOptions, Limits, Programs, Purpose, TableSizes, Verification};
+pub use load::{Limits, LoadOptions, Programs, Purpose, TableSizes, Verification};
 pub use session::{Outcome, Progress, RecordOptions, Session};

@@ -70,7 +70,12 @@ fn name_objects(
     }
 }
 
-fn name_generated(naming: &mut Naming, target: &Target, perf_map: Option<&mut PerfMapSource>, frames: &[&Frame]) {
+fn name_generated(
+    naming: &mut Naming,
+    target: &Target,
+    perf_map: Option<&mut PerfMapSource>,
+    frames: &[&Frame],
+) {
     if frames.is_empty() {
         return;
     }

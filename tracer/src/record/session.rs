@@ -28,7 +28,11 @@ use super::{
     stacks::StackBook,
 };
 use crate::{
-    attach::{AttachError, discover::{Allocator, Discoverer}, target::TargetProcess},
+    attach::{
+        AttachError,
+        discover::{Allocator, Discoverer},
+        target::TargetProcess,
+    },
     capture::{CaptureWriter, Header, Owner},
     model::{EndReason, Frame, Lens, LossTally, RssSample, Target},
     symbolize::PerfMapSource,
@@ -234,7 +238,7 @@ impl Session {
     }
 
     /// Starts the clock, and records until the duration has passed, `exit` (a pidfd of the target) is readable,
-    /// `stop` is done or a signal comes. `show` is called after each sample.
+    /// `stop` is done or a signal comes. `ready` is called when the loop stands, `show` after each sample.
     ///
     /// # Errors
     /// What was recorded until then is in the capture.
@@ -242,12 +246,14 @@ impl Session {
         mut self,
         exit: OwnedFd,
         stop: impl Future<Output = ()>,
+        ready: impl FnOnce(),
         mut show: impl FnMut(&Progress),
     ) -> Result<Outcome, RecordError> {
         let system = |operation| move |source| RecordError::System { operation, source };
         self.start_clock()?;
         let exit = watched(exit).map_err(system("wait for the target"))?;
-        let events = self.programs.events.as_fd().try_clone_to_owned().map_err(system("poll the event ring"))?;
+        let events =
+            self.programs.events.as_fd().try_clone_to_owned().map_err(system("poll the event ring"))?;
         let events = watched(events).map_err(system("poll the event ring"))?;
         let watches = self.watch_fds().map_err(system("poll the mapping events"))?;
         let mut stop = std::pin::pin!(stop);
@@ -255,6 +261,7 @@ impl Session {
         let mut tick = tokio::time::interval(self.options.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.tick().await;
+        ready();
         let deadline = self.options.duration.map(|duration| tokio::time::Instant::now() + duration);
         let reason = loop {
             let pause = self.refresh_pause;
@@ -271,7 +278,7 @@ impl Session {
                 () = any_readable(&watches) => self.drain_watches(),
                 () = tokio::time::sleep(pause), if self.dirty => self.refresh()?,
                 _ = tick.tick() => {
-                    self.sample()?;
+                    self.sample(self.started.elapsed())?;
                     show(&self.progress);
                 }
             }
@@ -282,7 +289,7 @@ impl Session {
     fn start_clock(&mut self) -> Result<(), RecordError> {
         self.started = Instant::now();
         self.start_ns = monotonic_ns();
-        self.sample()
+        self.sample(Duration::ZERO)
     }
 
     fn watch_fds(&self) -> std::io::Result<Vec<AsyncFd<OwnedFd>>> {
@@ -343,15 +350,15 @@ impl Session {
     }
 
     /// One line of every series.
-    fn sample(&mut self) -> Result<(), RecordError> {
+    fn sample(&mut self, elapsed: Duration) -> Result<(), RecordError> {
         self.drain_events()?;
-        let elapsed_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.progress = Progress { elapsed: self.started.elapsed(), ..Progress::default() };
-        let site_count = self
-            .programs
-            .site_count
-            .get(&0, 0)
-            .map_err(|source| RecordError::Map { operation: "read", map: "SITE_COUNT", source })?;
+        let elapsed_ns = nanoseconds(elapsed);
+        self.progress = Progress { elapsed, ..Progress::default() };
+        let site_count = self.programs.site_count.get(&0, 0).map_err(|source| RecordError::Map {
+            operation: "read",
+            map: "SITE_COUNT",
+            source,
+        })?;
         self.progress.sites = site_count.min(self.options.limits.max_sites - 1);
         let mut changed = Vec::new();
         for site in 0..=self.progress.sites {
@@ -375,7 +382,8 @@ impl Session {
             self.first_rss.get_or_insert(sample);
         }
         let tallies = self.programs.tallies()?;
-        self.progress.lost = tallies.iter().filter(|(loss, _)| loss.is_incomplete()).map(|(_, tally)| tally.count).sum();
+        self.progress.lost =
+            tallies.iter().filter(|(loss, _)| loss.is_incomplete()).map(|(_, tally)| tally.count).sum();
         self.writer.set_losses(&self.loss_rows(&tallies))?;
         self.writer.set_overhead(self.probe_hits(&tallies), None)?;
         self.writer.commit()?;
@@ -388,8 +396,9 @@ impl Session {
             count: self.watch_losses,
             bytes: 0,
             is_incomplete: false,
-            meaning: "Mapping events that the kernel could not deliver; the mappings were read again each time."
-                .to_owned(),
+            meaning:
+                "Mapping events that the kernel could not deliver; the mappings were read again each time."
+                    .to_owned(),
         };
         tallies
             .iter()
@@ -411,7 +420,9 @@ impl Session {
             .iter()
             .map(|(loss, tally)| match loss {
                 Loss::UnknownRelease | Loss::UnmatchedReturn | Loss::InFlightFull => tally.count,
-                Loss::FailedAllocation | Loss::FilteredSize | Loss::NestedCall | Loss::LiveMapFull => 2 * tally.count,
+                Loss::FailedAllocation | Loss::FilteredSize | Loss::NestedCall | Loss::LiveMapFull => {
+                    2 * tally.count
+                }
                 _ => 0,
             })
             .sum();
@@ -420,11 +431,13 @@ impl Session {
 
     /// Takes the probes off, reads what is left, names the frames, closes the capture.
     fn finish(mut self, reason: EndReason) -> Result<Outcome, RecordError> {
+        // Taken before the probes go, which takes a while: what is read afterwards is the state of now.
+        let elapsed = self.started.elapsed();
         self.links.detach();
         if self.dirty && reason != EndReason::TargetExited {
             self.refresh()?;
         }
-        self.sample()?;
+        self.sample(elapsed)?;
         let ages = live::read_ages(self.programs.live.fd().as_fd(), self.start_ns)?;
         self.writer.add_live_ages(&ages)?;
         for object in self.code.take_new_objects() {
@@ -436,9 +449,14 @@ impl Session {
         for hint in &self.hints {
             self.writer.add_hint(hint)?;
         }
-        let elapsed_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.writer.finish(reason, elapsed_ns)?;
-        Ok(Outcome { output: self.options.output, reason, progress: self.progress, probe_hits, hints: self.hints })
+        self.writer.finish(reason, nanoseconds(elapsed))?;
+        Ok(Outcome {
+            output: self.options.output,
+            reason,
+            progress: self.progress,
+            probe_hits,
+            hints: self.hints,
+        })
     }
 
     fn name_frames(&mut self) -> Result<(), RecordError> {
@@ -488,7 +506,7 @@ fn header(target: &Target, options: &RecordOptions) -> Header {
     Header {
         target: target.clone(),
         start_realtime_ns: realtime_ns(),
-        interval_ns: u64::try_from(options.interval.as_nanos()).unwrap_or(u64::MAX),
+        interval_ns: nanoseconds(options.interval),
         settings: settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         kernel_release: system.release().to_string_lossy().into_owned(),
         offheap_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -515,10 +533,12 @@ pub(super) fn probes_of(allocator: &Allocator) -> impl Iterator<Item = Probe<'_>
     })
 }
 
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn realtime_ns() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, nanoseconds)
 }
 
 /// `CLOCK_MONOTONIC`, the clock of the BPF programs.
@@ -532,7 +552,11 @@ struct Signals([Signal; 3]);
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?]))
+        Ok(Self([
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ]))
     }
 
     async fn any(&mut self) {
@@ -578,4 +602,3 @@ async fn any_readable(fds: &[AsyncFd<OwnedFd>]) {
     })
     .await;
 }
-
