@@ -175,7 +175,7 @@ pub(super) struct ReportArgs {
     pub format: ReportFormat,
 
     /// Sites to show [default: the largest in a table, all in JSON]
-    #[arg(long, value_name = "N", value_parser = |text: &str| parse_count_in(text, 1..=100_000))]
+    #[arg(long, value_name = "N", value_parser = |text: &str| parse_count_in(text, 1..=10_000_000))]
     pub top: Option<u32>,
 
     /// Count only blocks that were at least this old at the end
