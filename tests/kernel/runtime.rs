@@ -23,7 +23,11 @@ fn node_addon() -> Result {
     require!(Need::Program("node"), Need::File("/usr/include/node/node_api.h"));
     let report = trace_exactly("leak_node", 99.5)?;
     let leak = report.sites.iter().find(|site| site.functions().contains(&"site_node_malloc"));
-    ensure!(leak.is_some_and(|site| site.functions().contains(&"main")), "{leak:?}");
+    // Its `main` leaves by a jump, so it is on no stack.
+    ensure!(
+        leak.is_some_and(|site| site.functions().iter().any(|name| name.starts_with("node::Start("))),
+        "{leak:?}"
+    );
     Ok(())
 }
 

@@ -195,6 +195,14 @@ impl Finished {
         let capture = self.capture();
         let fixed = ["report", "--format", "json", "--top", "1000000"];
         let all = fixed.iter().chain(arguments).map(OsStr::new);
-        offheap_output(all.chain([capture.as_os_str()]))
+        let output = offheap(all.chain([capture.as_os_str()]))?;
+        // 3: done, data incomplete; the report says how.
+        ensure!(
+            matches!(output.status.code(), Some(0 | 3)),
+            "{}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
     }
 }

@@ -112,7 +112,10 @@ impl Sum {
 /// The name without return type, scope, template arguments and parameters.
 fn bare_name(demangled: &str) -> &str {
     const ANONYMOUS: &str = "(anonymous namespace)::";
-    let name = demangled.rsplit_once(ANONYMOUS).map_or(demangled, |(_, rest)| rest);
+    // Only in front of the name: it may also stand among the template's arguments.
+    let head = demangled.find('<').unwrap_or(demangled.len());
+    let start = demangled[..head].rfind(ANONYMOUS).map_or(0, |at| at + ANONYMOUS.len());
+    let name = &demangled[start..];
     let name = name.split(['(', '<', '[']).next().unwrap_or(name);
     let name = name.rsplit(' ').next().unwrap_or(name);
     name.rsplit("::").next().unwrap_or(name)
@@ -129,6 +132,7 @@ mod tests {
         assert_eq!(bare_name("leak_rust::site_rust_box"), "site_rust_box");
         assert_eq!(bare_name("(anonymous namespace)::site_map()"), "site_map");
         assert_eq!(bare_name("void (anonymous namespace)::site_template<Widget>(int)"), "site_template");
+        assert_eq!(bare_name("site_template<(anonymous namespace)::Widget>"), "site_template");
         assert_eq!(bare_name("void ns::site_template<std::array<char, 33ul> >(int)"), "site_template");
     }
 

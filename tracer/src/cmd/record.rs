@@ -45,7 +45,8 @@ pub fn run(plan: &RecordPlan, verbosity: Verbosity, err: &mut dyn Write) -> Resu
     match &plan.target {
         TargetPlan::Pid(tgid) => {
             let process = target::examine(tgid.get())?;
-            let mut session = Session::prepare(&process, options(plan, &process, None))?;
+            let owner = Invoker::from_environment()?.as_ref().map(owner_of);
+            let mut session = Session::prepare(&process, options(plan, &process, owner))?;
             session.synchronize()?;
             session.require_probes()?;
             let outcome = record(session, process, plan.duration, verbosity, err)?;
@@ -63,8 +64,8 @@ fn run_command(
     verbosity: Verbosity,
     err: &mut dyn Write,
 ) -> Result<Recorded> {
-    let invoker = Invoker::from_environment();
-    let owner = invoker.as_ref().map(|invoker| Owner { uid: invoker.uid(), gid: invoker.gid() });
+    let invoker = Invoker::from_environment()?;
+    let owner = invoker.as_ref().map(owner_of);
     let mut launched = Launch::start(command, invoker)?;
     let prepared = attach_while_stopped(plan, owner, &mut launched)?;
     let Some((session, process)) = prepared else {
@@ -75,6 +76,11 @@ fn run_command(
     let outcome = record(session, process, plan.duration, verbosity, err)?;
     let status = launched.wait().context("wait for the command")?;
     Ok(Recorded { outcome: Some(outcome), command_status: Some(status.exit_code()) })
+}
+
+/// A capture that is made through `sudo` belongs to whoever called it, so that `report` needs no `sudo`.
+fn owner_of(invoker: &Invoker) -> Owner {
+    Owner { uid: invoker.uid, gid: invoker.gid }
 }
 
 fn attach_while_stopped(
