@@ -95,7 +95,9 @@ impl Launch {
     /// [`LaunchError`]; no process is left over.
     pub fn start(command: &[OsString], run_as: Option<Invoker>) -> Result<Launched, LaunchError> {
         let mut image = child::Image::new(command, run_as)?;
-        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| LaunchError::system("make a pipe")(error.into()));
+        let pipe = || {
+            pipe_with(PipeFlags::CLOEXEC).map_err(|error| LaunchError::system("make a pipe")(error.into()))
+        };
         let (release, releaser) = pipe()?;
         let (failure, reporter) = pipe()?;
         keep_children();

@@ -89,7 +89,11 @@ impl Image {
         for (index, file) in (0u32..).zip(&self.files) {
             // SAFETY: arrays of C strings with a null at their end.
             unsafe {
-                libc::execve(file.as_ptr(), self.arguments.pointers.as_ptr(), self.environment.pointers.as_ptr());
+                libc::execve(
+                    file.as_ptr(),
+                    self.arguments.pointers.as_ptr(),
+                    self.environment.pointers.as_ptr(),
+                );
             }
             error = errno();
             match error {
@@ -118,9 +122,8 @@ impl Image {
 
     /// What a failure that the child reported means.
     pub(super) fn failure(&self, bytes: [u8; FAILURE_BYTES]) -> LaunchError {
-        let [step, error, file] = [0, 4, 8].map(|at| {
-            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-        });
+        let [step, error, file] =
+            [0, 4, 8].map(|at| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
         let source = io::Error::from_raw_os_error(error.cast_signed());
         if step != EXEC_STEP {
             let step = STEPS.get(step as usize).copied().unwrap_or("prepare the process");
@@ -142,7 +145,7 @@ impl Image {
             Some(path) => LaunchError::NoInterpreter { path: path.to_string_lossy().into_owned() },
             None => LaunchError::NotFound {
                 command: self.command.to_string_lossy().into_owned(),
-                place: if self.command.as_bytes().contains(&b'/') { "" } else { " in PATH" },
+                place: if is_path(self.command.as_bytes()) { "" } else { " in PATH" },
             },
         }
     }
@@ -232,11 +235,15 @@ fn c_string(text: OsString, what: &str) -> Result<CString, LaunchError> {
     CString::new(text.into_vec()).map_err(|_| LaunchError::ZeroByte { what: what.to_owned() })
 }
 
+fn is_path(name: &[u8]) -> bool {
+    name.is_empty() || name.contains(&b'/')
+}
+
 /// A name with a slash is the file itself; another one is looked for in `path`, where an empty part means the
 /// working directory.
 fn files_of(name: &OsStr, path: &[u8]) -> Vec<OsString> {
     let name = name.as_bytes();
-    if name.is_empty() || name.contains(&b'/') {
+    if is_path(name) {
         return vec![OsString::from_vec(name.to_vec())];
     }
     let join = |directory: &[u8]| {

@@ -40,7 +40,9 @@ pub enum LaunchError {
         path: String,
     },
     /// The file is there, and the user has no right to run it.
-    #[error("not permitted to execute `{path}`: it needs execute permission (`chmod +x`) for the user it runs as")]
+    #[error(
+        "not permitted to execute `{path}`: it needs execute permission (`chmod +x`) for the user it runs as"
+    )]
     NotExecutable {
         /// File.
         path: String,
@@ -68,7 +70,9 @@ pub enum LaunchError {
         status: ExitStatus,
     },
     /// The kernel lets nobody trace the new process, or not us.
-    #[error("not permitted to trace the command: run as root, or with CAP_SYS_PTRACE (`kernel.yama.ptrace_scope`)")]
+    #[error(
+        "not permitted to trace the command: run as root, or with CAP_SYS_PTRACE (`kernel.yama.ptrace_scope`)"
+    )]
     NotPermitted,
     /// Called from another thread than the one that started the command.
     #[error("the start of a command can be followed only by the thread that started it")]

@@ -40,7 +40,9 @@ impl Invoker {
         Self::from_variables(|name| std::env::var_os(name))
     }
 
-    pub(super) fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<Self>, LaunchError> {
+    pub(super) fn from_variables(
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Option<Self>, LaunchError> {
         let Some(uid) = variable("SUDO_UID") else { return Ok(None) };
         let uid = parse_id("SUDO_UID", &uid)?;
         if uid == 0 {
@@ -181,7 +183,9 @@ mod tests {
 
     #[test]
     fn what_is_no_id_is_an_error_and_never_root() {
-        for (uid, gid) in [("", "1"), ("abc", "1"), ("-1", "1"), ("4294967295", "1"), ("1000", ""), ("1 ", "1")] {
+        for (uid, gid) in
+            [("", "1"), ("abc", "1"), ("-1", "1"), ("4294967295", "1"), ("1000", ""), ("1 ", "1")]
+        {
             let error = from(&[("SUDO_UID", uid), ("SUDO_GID", gid)]).unwrap_err();
             assert!(matches!(error, LaunchError::Invoker { .. }), "{uid} {gid}: {error}");
         }

@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn a_vector_without_base_or_cut_short_is_a_static_program() {
-        let vector = |pairs: &[[u64; 2]]| pairs.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
+        let vector =
+            |pairs: &[[u64; 2]]| pairs.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
         let whole: Vec<u8> = vector(&[[6, 4096], [AT_BASE, 0x8000], [0, 0]]);
         assert_eq!(base_of(&whole), Some(0x8000));
         assert_eq!(base_of(&whole[..31]), None);

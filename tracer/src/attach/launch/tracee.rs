@@ -178,7 +178,11 @@ impl Tracee {
         // SAFETY: the only request that writes to memory of ours is PTRACE_GET_SYSCALL_INFO, whose caller
         // passes a buffer and its size.
         let outcome = unsafe { libc::syscall(libc::SYS_ptrace, request, self.0, address, data) };
-        if outcome >= 0 { Ok(outcome) } else { Err(PtraceError { operation, source: io::Error::last_os_error() }) }
+        if outcome >= 0 {
+            Ok(outcome)
+        } else {
+            Err(PtraceError { operation, source: io::Error::last_os_error() })
+        }
     }
 
     /// Waits until something is to be said of the process. `None`: nothing came in time.
