@@ -149,12 +149,12 @@ fn the_other_commands_are_understood() {
         Action::Export(ExportPlan { file: "a.offheap".into(), format, output: output.map(Into::into), force })
     };
     for (line, expected) in [
-        ("report a.offheap", report(20, None, SortKey::Outstanding, ReportFormat::Table)),
+        ("report a.offheap", report(None, None, SortKey::Outstanding, ReportFormat::Table)),
         (
             "report a.offheap --format json --top 3 --min-age 5s --sort growth",
-            report(3, age, SortKey::Growth, ReportFormat::Json),
+            report(Some(3), age, SortKey::Growth, ReportFormat::Json),
         ),
-        ("report --sort count a.offheap", report(20, None, SortKey::Count, ReportFormat::Table)),
+        ("report --sort count a.offheap", report(None, None, SortKey::Count, ReportFormat::Table)),
         ("export a.offheap --format folded", export(ExportFormat::Folded, None, false)),
         ("export a.offheap -f svg -o x.svg --force", export(ExportFormat::Svg, Some("x.svg"), true)),
         ("doctor", Action::Doctor { tgid: None }),

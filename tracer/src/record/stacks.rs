@@ -20,7 +20,6 @@ pub struct StackBook {
     ids: HashMap<(u32, u32, u64), FrameId>,
     frames: Vec<Frame>,
     origins: Vec<Origin>,
-    stacks: usize,
 }
 
 /// What a stack has added.
@@ -65,7 +64,6 @@ impl StackBook {
                 })
             })
             .collect();
-        self.stacks += 1;
         Added { stack: Stack { site, tgid, frames, end }, frames: new }
     }
 
@@ -79,11 +77,6 @@ impl StackBook {
         let frame = self.frames.get_mut(id.0 as usize)?;
         frame.kind = kind;
         Some(frame)
-    }
-
-    /// Stacks added.
-    pub fn stack_count(&self) -> usize {
-        self.stacks
     }
 
     /// Looks again for the frames that were in no known mapping when they came, and returns those that
@@ -135,6 +128,5 @@ mod tests {
         let placed = book.place_unknown(&space);
         assert_eq!(placed.len(), 1);
         assert_eq!((placed[0].object, placed[0].file_offset), (Some(ObjectId(2)), Some(50)));
-        assert_eq!(book.stack_count(), 2);
     }
 }
