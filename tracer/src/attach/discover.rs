@@ -10,7 +10,7 @@ use super::{
     maps::{self, MapEntry},
     object::ObjectFile,
     placement::{Placement, place},
-    resolve::{Definition, Skipped, definitions},
+    resolve::{Definition, Definitions, Skipped, definitions},
 };
 
 /// Identity of an object: device and inode.
@@ -93,21 +93,25 @@ fn examine(tgid: u32, entry: &MapEntry, is_exe: bool) -> Option<Allocator> {
     if elf.architecture() != object::Architecture::X86_64 || is_glibc_loader(entry) {
         return None;
     }
-    let definitions = definitions(&elf, is_exe);
-    let probed: Vec<Probed> = definitions
-        .found
-        .into_iter()
-        .map(|definition| {
-            let placement = place(definition.function, &definition.body);
-            let cookie = Cookie::new(definition.function, placement.pushed_bytes);
-            Probed { definition, placement, cookie }
-        })
-        .collect();
-    (!probed.is_empty() || !definitions.skipped.is_empty()).then_some(Allocator {
+    let Definitions { found, mut skipped } = definitions(&elf, is_exe);
+    let mut probed = Vec::new();
+    for definition in found {
+        match place(definition.function, &definition.body) {
+            Some(placement) => {
+                let cookie = Cookie::new(definition.function, placement.pushed_bytes);
+                probed.push(Probed { definition, placement, cookie });
+            }
+            None => skipped.push(Skipped {
+                name: definition.function.name,
+                reason: "the kernel refuses to probe any of its first instructions",
+            }),
+        }
+    }
+    (!probed.is_empty() || !skipped.is_empty()).then_some(Allocator {
         key: (entry.device, entry.inode),
         file,
         probed,
-        skipped: definitions.skipped,
+        skipped,
     })
 }
 

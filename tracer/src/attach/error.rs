@@ -69,7 +69,7 @@ pub enum AttachError {
     /// A return probe would kill the target.
     #[error(
         "process {tgid} has a seccomp filter, and kernel {release} kills such a process at its first return \
-         probe: update the kernel (fixed in late 6.12 and 6.13 releases and in 6.14), or run it without the filter"
+         probe: update the kernel (fixed in 6.12.14, 6.13.3 and 6.14), or run it without the filter"
     )]
     Seccomp {
         /// Process id.

@@ -31,14 +31,15 @@ impl Release {
     }
 
     /// Whether a process with a seccomp filter is killed by its first return probe: the uretprobe system
-    /// call came with 6.11, and filters were taught to pass it in 6.14 and in late 6.12 and 6.13 releases.
-    /// Of those the first safe ones are taken with some distance. Distributions count their patches
-    /// otherwise (`6.12.0-…`), so they are refused too: better than to kill.
+    /// call came with 6.11, and filters were taught to pass it in 6.14, 6.13.3 and 6.12.14 ("seccomp:
+    /// passthrough uretprobe systemcall without filtering"); 6.11 ended without. Distributions that count
+    /// their patches otherwise (`6.12.0-…`) may have it, which cannot be seen: they are refused too, better
+    /// than to kill.
     pub fn kills_seccomp(self) -> bool {
         match self {
             Self(6, 11, _) => true,
-            Self(6, 12, patch) => patch < 16,
-            Self(6, 13, patch) => patch < 5,
+            Self(6, 12, patch) => patch < 14,
+            Self(6, 13, patch) => patch < 3,
             _ => false,
         }
     }
@@ -178,7 +179,7 @@ mod tests {
     fn releases_are_compared_by_number() {
         assert_eq!(Release::parse("6.1.0-18-amd64"), Some(Release(6, 1, 0)));
         assert_eq!(Release::parse("5.10.262+x"), Some(Release(5, 10, 262)));
-        assert_eq!(Release::parse("7.2-rc1"), Some(Release(7, 2, 1)));
+        assert_eq!(Release::parse("7.2-rc1"), Some(Release(7, 2, 0)), "rc 1 is no patch level");
         assert_eq!(Release::parse("nonsense"), None);
         assert!(matches!(require_kernel("5.10.0-8-amd64"), Err(AttachError::OldKernel { .. })));
         assert!(require_kernel("5.15.0").is_ok() && require_kernel("6.1.0").is_ok());
@@ -188,10 +189,12 @@ mod tests {
     fn the_kernels_that_kill_are_known() {
         for (text, kills) in [
             ("6.10.14", false),
-            ("6.11.9", true),
-            ("6.12.5", true),
-            ("6.12.117", false),
-            ("6.13.1", true),
+            ("6.11.11", true),
+            ("6.12.13", true),
+            ("6.12.14", false),
+            ("6.12.0-55.el10", true),
+            ("6.13.2", true),
+            ("6.13.3", false),
             ("6.14.0", false),
             ("6.1.0", false),
         ] {

@@ -1,9 +1,13 @@
 //! On which instruction of a function its probe goes.
 //!
 //! Under a uprobe the kernel emulates a few instructions (arch/x86/kernel/uprobes.c: `push` of a register,
-//! relative `jmp`, `jcc` and `call`, one-byte `nop`); any other is copied out of line and single-stepped, which takes
-//! a second exception: 17–20 µs instead of 0.5 µs in a virtual machine. So the probe goes to the first
+//! relative `jmp`, `jcc` and `call`, `nop`); any other is copied out of line and single-stepped, which takes a
+//! second exception: 4–18 µs instead of 0.6–0.9 µs in a virtual machine. So the probe goes to the first
 //! instruction that is emulated, provided that getting there changes nothing the programs look at.
+//! Some instructions the kernel refuses to probe at all; a function that offers no other gets no probe.
+//!
+//! Kernel 6.18 emulates long nops (`0f 1f`) too, and still single-steps `endbr64`; only what every kernel
+//! since 5.15 emulates is taken for emulated.
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Formatter, Instruction, InstructionInfoFactory,
@@ -29,30 +33,43 @@ pub struct Placement {
     pub reason: String,
 }
 
-/// Decides for one function. `body` is its code, as far as its size is known.
-pub fn place(function: &Function, body: &[u8]) -> Placement {
-    let instructions: Vec<Instruction> = decode(body);
-    let Some(first) = instructions.first() else {
-        return at_start("(nothing)".to_owned(), "its code cannot be read".to_owned());
-    };
-    match search(function, body, &instructions) {
-        Ok((index, pushed_bytes)) => Placement {
-            offset: instructions[index].ip(),
+/// Decides for one function. `body` is its code, as far as its size is known. `None`: the kernel refuses
+/// every place that would do.
+pub fn place(function: &Function, body: &[u8]) -> Option<Placement> {
+    let instructions = decode(body);
+    let front = Front::of(function, body, &instructions);
+    let at = |(index, pushed_bytes): (usize, u16), is_emulated, reason| {
+        let instruction = &instructions[index];
+        Placement {
+            offset: instruction.ip(),
             pushed_bytes,
-            instruction: text(&instructions[index]),
-            is_emulated: true,
-            reason: String::new(),
-        },
-        Err(reason) => at_start(text(first), reason),
+            instruction: text(instruction),
+            is_emulated,
+            reason,
+        }
+    };
+    match front.emulated {
+        Some(place) => Some(at(place, true, String::new())),
+        None => front.probeable.map(|place| at(place, false, front.reason)),
     }
 }
 
-fn at_start(instruction: String, reason: String) -> Placement {
-    Placement { offset: 0, pushed_bytes: 0, instruction, is_emulated: false, reason }
-}
-
+/// Behind bytes that are no instruction, decoding begins anew at the next byte.
 fn decode(body: &[u8]) -> Vec<Instruction> {
-    Decoder::with_ip(64, body, 0, DecoderOptions::NONE).into_iter().take_while(|i| !i.is_invalid()).collect()
+    let mut decoder = Decoder::with_ip(64, body, 0, DecoderOptions::NONE);
+    let mut instructions = Vec::new();
+    while decoder.can_decode() {
+        let at = decoder.position();
+        let instruction = decoder.decode();
+        instructions.push(instruction);
+        if instruction.is_invalid() {
+            if decoder.set_position(at + 1).is_err() {
+                break;
+            }
+            decoder.set_ip(at as u64 + 1);
+        }
+    }
+    instructions
 }
 
 fn text(instruction: &Instruction) -> String {
@@ -61,40 +78,70 @@ fn text(instruction: &Instruction) -> String {
     text
 }
 
-/// Index of the first emulated instruction, and the bytes pushed by then.
-fn search(function: &Function, body: &[u8], instructions: &[Instruction]) -> Result<(usize, u16), String> {
-    let arguments = argument_registers(function.shape);
-    let mut info = InstructionInfoFactory::new();
-    let mut pushed_bytes = 0u16;
-    for (index, instruction) in instructions.iter().enumerate().take(MAX_INSTRUCTIONS) {
-        if is_emulated(instruction, body) {
-            return match branch_into(instructions, instruction.ip()) {
-                Some(from) if index > 0 => {
-                    Err(format!("a branch at +{from:#x} enters the function in front of it"))
-                }
-                _ => Ok((index, pushed_bytes)),
-            };
+/// The straight line at the front of a function along which a probe sees what it would see at the first
+/// instruction.
+#[derive(Debug, Default)]
+struct Front {
+    /// Index of the first emulated instruction, and the bytes pushed by then.
+    emulated: Option<(usize, u16)>,
+    /// The same for the first one that can be probed at all.
+    probeable: Option<(usize, u16)>,
+    /// Why the line ends before an emulated instruction.
+    reason: String,
+}
+
+impl Front {
+    fn of(function: &Function, body: &[u8], instructions: &[Instruction]) -> Self {
+        let mut front = Self::default();
+        if let Err(reason) = front.walk(function, body, instructions) {
+            front.reason = reason;
         }
-        if instruction.flow_control() != FlowControl::Next {
-            return Err(format!("`{}` comes before any instruction that is emulated", text(instruction)));
-        }
-        for used in info.info(instruction).used_registers() {
-            let is_written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
-            if is_written && arguments.contains(&used.register().full_register()) {
-                return Err(format!("`{}` overwrites an argument", text(instruction)));
-            }
-        }
-        let moved = stack_movement(instruction, &mut info)
-            .ok_or_else(|| format!("`{}` moves the stack pointer by an unknown amount", text(instruction)))?;
-        if moved != 0 && function.shape.returns_block() {
-            return Err(format!(
-                "`{}` moves the stack pointer away from the return address",
-                text(instruction)
-            ));
-        }
-        pushed_bytes = pushed_bytes.checked_add_signed(-moved).ok_or("the stack pointer moves up")?;
+        front
     }
-    Err("none of its first instructions is emulated".to_owned())
+
+    fn walk(&mut self, function: &Function, body: &[u8], instructions: &[Instruction]) -> Result<(), String> {
+        let arguments = argument_registers(function.shape);
+        let mut info = InstructionInfoFactory::new();
+        let mut pushed_bytes = 0u16;
+        for (index, instruction) in instructions.iter().enumerate().take(MAX_INSTRUCTIONS) {
+            if instruction.is_invalid() {
+                return Err(format!("its code cannot be decoded at +{:#x}", instruction.ip()));
+            }
+            if index > 0
+                && let Some(from) = branch_into(instructions, instruction.ip())
+            {
+                return Err(format!("a branch at +{from:#x} enters the function behind its start"));
+            }
+            if is_emulated(instruction, body) {
+                self.emulated = Some((index, pushed_bytes));
+                return Ok(());
+            }
+            if !is_refused(instruction, body) {
+                self.probeable.get_or_insert((index, pushed_bytes));
+            }
+            if instruction.flow_control() != FlowControl::Next {
+                return Err(format!("`{}` comes before any instruction that is emulated", text(instruction)));
+            }
+            for used in info.info(instruction).used_registers() {
+                if is_written(used.access()) && arguments.contains(&used.register().full_register()) {
+                    return Err(format!("`{}` overwrites an argument", text(instruction)));
+                }
+            }
+            let moved = stack_movement(instruction, &mut info).ok_or_else(|| {
+                format!("`{}` moves the stack pointer by an unknown amount", text(instruction))
+            })?;
+            if moved != 0 && function.shape.returns_block() {
+                let what = text(instruction);
+                return Err(format!("`{what}` moves the stack pointer away from the return address"));
+            }
+            pushed_bytes = pushed_bytes.checked_add_signed(-moved).ok_or("the stack pointer moves up")?;
+        }
+        Err("none of its first instructions is emulated".to_owned())
+    }
+}
+
+fn is_written(access: OpAccess) -> bool {
+    !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess)
 }
 
 /// Registers of the integer arguments that the programs read.
@@ -112,18 +159,45 @@ fn argument_registers(shape: Shape) -> Vec<Register> {
     indices.into_iter().filter_map(|index| INTEGER.get(usize::from(index)).copied()).collect()
 }
 
+fn bytes_of<'a>(instruction: &Instruction, body: &'a [u8]) -> &'a [u8] {
+    let at = usize::try_from(instruction.ip()).unwrap_or(usize::MAX);
+    body.get(at..at.saturating_add(instruction.len())).unwrap_or_default()
+}
+
 /// What the kernel has emulated under uprobes since long before 5.15.
 fn is_emulated(instruction: &Instruction, body: &[u8]) -> bool {
-    let at = usize::try_from(instruction.ip()).unwrap_or(usize::MAX);
-    let Some(bytes) = body.get(at..at.saturating_add(instruction.len())) else { return false };
-    match *bytes {
-        [0x50..=0x57] | [0x41, 0x50..=0x57] => true, // push
-        [0x90] => true,                              // nop
-        [0xeb, _] | [0x70..=0x7f, _] => true,        // short jmp, jcc
-        [0xe9 | 0xe8, _, _, _, _] => true,           // jmp, call
-        [0x0f, 0x80..=0x8f, _, _, _, _] => true,     // near jcc
-        _ => false,
-    }
+    matches!(
+        *bytes_of(instruction, body),
+        [0x50..=0x57] | [0x41, 0x50..=0x57]        // push
+            | [0x90] | [0x66, 0x90]                // nop
+            | [0xeb, _] | [0x70..=0x7f, _]         // short jmp, jcc
+            | [0xe9 | 0xe8, _, _, _, _]            // jmp, call
+            | [0x0f, 0x80..=0x8f, _, _, _, _] // near jcc
+    )
+}
+
+/// What the kernel refuses to probe: a lock or segment prefix (`notrack` and the padding nops with `cs`
+/// among them), 16-bit branches, breakpoints, EVEX, and what user code cannot execute.
+fn is_refused(instruction: &Instruction, body: &[u8]) -> bool {
+    let bytes = bytes_of(instruction, body);
+    let is_legacy = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+    let prefix_count = bytes.iter().take_while(|byte| is_legacy(byte)).count();
+    let (prefixes, rest) = bytes.split_at(prefix_count);
+    let (rex, rest) = match rest {
+        [rex @ 0x40..=0x4f, rest @ ..] => (*rex, rest),
+        rest => (0, rest),
+    };
+    let is_branch = matches!(rest, [0xe8 | 0xe9 | 0xeb | 0x70..=0x7f, ..] | [0x0f, 0x80..=0x8f, ..]);
+    prefixes.iter().any(|byte| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0xf0))
+        || (is_branch && prefixes.contains(&0x66))
+        // `xchg r8, rax`: kernels before 6.18 take it for a nop and skip it.
+        || (rex & 1 == 1 && rest == [0x90])
+        || matches!(
+            rest,
+            [] | [0x62 | 0x6c..=0x6f | 0xcc..=0xcf | 0xe4..=0xe7 | 0xec..=0xef | 0xf1 | 0xf4 | 0xfa | 0xfb, ..]
+                // mov ss, pop ss: they hold exceptions back.
+                | [0x8e, 0x10..=0x17 | 0x50..=0x57 | 0x90..=0x97 | 0xd0..=0xd7, ..]
+        )
 }
 
 /// Where a branch comes from that enters the function between its start and `end`, if there is one.
@@ -142,19 +216,18 @@ fn branch_into(instructions: &[Instruction], end: u64) -> Option<u64> {
 
 /// Bytes by which an instruction moves the stack pointer (down is negative); `None` if that is not known.
 fn stack_movement(instruction: &Instruction, info: &mut InstructionInfoFactory) -> Option<i16> {
-    let writes_sp = info.info(instruction).used_registers().iter().any(|used| {
-        used.register().full_register() == Register::RSP
-            && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
-    });
+    let writes_sp = info
+        .info(instruction)
+        .used_registers()
+        .iter()
+        .any(|used| used.register().full_register() == Register::RSP && is_written(used.access()));
     if !writes_sp {
         return Some(0);
     }
     match instruction.code() {
         Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 if instruction.op0_register() == Register::RSP => {
-            i16::try_from(instruction.immediate32to64())
-                .ok()
-                .or_else(|| i16::try_from(instruction.immediate8to64()).ok())?
-                .checked_neg()
+            // Whatever its size, the immediate is sign-extended.
+            i16::try_from(instruction.immediate(1).cast_signed()).ok()?.checked_neg()
         }
         _ if instruction.stack_pointer_increment() != 0 => {
             i16::try_from(instruction.stack_pointer_increment()).ok()
@@ -170,7 +243,7 @@ mod tests {
     use tracer_common::func::by_name;
 
     fn placed(name: &str, body: &[u8]) -> Placement {
-        place(by_name(name).unwrap(), body)
+        place(by_name(name).unwrap(), body).unwrap()
     }
 
     #[test]
@@ -185,7 +258,7 @@ mod tests {
         // test rdi,rdi; je +2; push rbp; ret; ret
         let placement = placed("free", &[0x48, 0x85, 0xff, 0x74, 0x02, 0x55, 0xc3, 0xc3]);
         assert_eq!((placement.offset, placement.is_emulated), (3, true));
-        assert_eq!(placement.instruction, "je 0000000000000007h");
+        assert_eq!(placement.instruction, "je short 7");
     }
 
     #[test]
@@ -229,8 +302,92 @@ mod tests {
     fn a_return_or_an_indirect_jump_ends_the_search() {
         assert!(!placed("free", &[0xc3]).is_emulated);
         assert!(!placed("free", &[0xff, 0x25, 0, 0, 0, 0]).is_emulated); // jmp [rip]
-        assert!(!placed("free", &[]).is_emulated);
-        assert!(!placed("free", &[0x66, 0xe8, 0, 0]).is_emulated, "16-bit call");
+        assert_eq!(place(by_name("free").unwrap(), &[0x66, 0xe8, 0, 0, 0, 0]), None, "16-bit call");
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_stepped_over_or_not_probed() {
+        let free = by_name("free").unwrap();
+        assert_eq!(place(free, &[]), None);
+        assert_eq!(place(free, &[0xcc, 0xc3]), None, "a breakpoint that somebody else has set");
+        assert_eq!(place(free, &[0x06]), None, "no instruction");
+        // cs nop: refused; the ret behind it is not emulated, but can be probed.
+        let padded = placed("free", &[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0, 0xc3]);
+        assert_eq!((padded.offset, padded.is_emulated, &*padded.instruction), (10, false, "ret"));
+        // notrack jmp rax; lock inc [rdi]; xchg r8,rax, each with nothing behind it that is reached.
+        for refused in [
+            &[0x3e, 0xff, 0xe0][..],
+            &[0xf0, 0xff, 0x07],
+            &[0x49, 0x90],
+            &[0x62, 0xf1, 0x7c, 0x48, 0x10, 0x07],
+        ] {
+            assert_eq!(place(free, refused), None, "{refused:x?}");
+        }
+    }
+
+    #[test]
+    fn a_branch_behind_bytes_that_are_no_code_is_seen() {
+        // test rdi,rdi; je +5; ret; (no instruction); jmp -8 (back to the je)
+        let body = [0x48, 0x85, 0xff, 0x74, 0x02, 0xc3, 0x06, 0xeb, 0xfa];
+        let placement = placed("free", &body);
+        assert_eq!((placement.offset, placement.is_emulated), (0, false));
+    }
+
+    #[test]
+    fn a_negative_immediate_moves_the_stack_pointer_up() {
+        // sub rsp,-128; je: the stack pointer would lie above the return address.
+        let placement = placed("free", &[0x48, 0x83, 0xec, 0x80, 0x74, 0x00, 0xc3]);
+        assert_eq!((placement.offset, placement.is_emulated), (0, false));
+        assert_eq!(placement.reason, "the stack pointer moves up");
+    }
+
+    /// Each function that a library defines, with its place: `name+offset instruction`, `!` if slow.
+    fn places_in(library: &str, is_exe: bool) -> Vec<String> {
+        let bytes = std::fs::read(library).unwrap();
+        let elf = object::File::parse(&*bytes).unwrap();
+        let found = crate::attach::resolve::definitions(&elf, is_exe).found;
+        found
+            .iter()
+            .map(|definition| {
+                let placement = place(definition.function, &definition.body).unwrap();
+                let mark = if placement.is_emulated { "" } else { " !" };
+                let mnemonic = placement.instruction.split(' ').next().unwrap();
+                format!("{}+{} {mnemonic}{mark}", definition.function.name, placement.offset)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn preloaded_allocators_have_their_places() {
+        let libraries = ["libjemalloc.so.2", "libmimalloc.so.2", "libtcmalloc_minimal.so.4"];
+        for library in libraries {
+            let path = format!("/usr/lib/x86_64-linux-gnu/{library}");
+            if !std::path::Path::new(&path).exists() {
+                eprintln!("skipped: {library} is not installed");
+                continue;
+            }
+            let places = places_in(&path, false);
+            for name in ["malloc", "calloc", "realloc", "posix_memalign", "free"] {
+                let place = places.iter().find(|place| place.starts_with(&format!("{name}+")));
+                assert!(place.is_some(), "{library}: {name} in {places:?}");
+            }
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever the bytes are: the place is an instruction of the straight line at the front.
+        #[test]
+        fn any_code_is_survived(
+            body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
+            index in 0..tracer_common::func::FUNCTIONS.len(),
+        ) {
+            let function = &tracer_common::func::FUNCTIONS[index];
+            if let Some(placement) = place(function, &body) {
+                proptest::prop_assert!(usize::try_from(placement.offset).unwrap() < body.len());
+                proptest::prop_assert!(placement.pushed_bytes == 0 || !function.shape.returns_block());
+                proptest::prop_assert_eq!(placement.is_emulated, placement.reason.is_empty());
+            }
+        }
     }
 
     #[test]
@@ -240,7 +397,7 @@ mod tests {
         let bytes = std::fs::read(entry.display_name()).unwrap();
         let elf = object::File::parse(&*bytes).unwrap();
         for definition in crate::attach::resolve::definitions(&elf, false).found {
-            let placement = place(definition.function, &definition.body);
+            let placement = place(definition.function, &definition.body).unwrap();
             if ["malloc", "free", "calloc", "realloc"].contains(&definition.function.name) {
                 assert!(placement.is_emulated, "{}: {placement:?}", definition.function.name);
             }
