@@ -173,11 +173,18 @@ impl Finished {
     pub fn expect_status(&self, status: i32) -> Result {
         ensure!(
             self.status.code() == Some(status),
-            "offheap ended with {} instead of {status}: {:#?}",
+            "offheap ended with {} instead of {status}: {:#?}\n{}",
             self.status,
-            self.errors
+            self.errors,
+            self.completeness()
         );
         Ok(())
+    }
+
+    /// What the capture says of losses and broken stacks, for a message.
+    fn completeness(&self) -> String {
+        let json = self.report_json(&[]).and_then(|text| Ok(serde_json::from_str::<serde_json::Value>(&text)?));
+        json.map_or_else(|error| error.to_string(), |json| json["completeness"].to_string())
     }
 
     /// The whole report, every site in it.

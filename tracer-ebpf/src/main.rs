@@ -27,6 +27,7 @@ use aya_ebpf::{
 /// An allocating function is entered.
 #[uprobe]
 pub fn call_enter(ctx: ProbeContext) -> u32 {
+    map::forbid_private_stack(&ctx);
     call::enter(&ctx);
     0
 }
@@ -34,6 +35,7 @@ pub fn call_enter(ctx: ProbeContext) -> u32 {
 /// An allocating function returns: the allocation is booked here.
 #[uretprobe]
 pub fn call_return(ctx: RetProbeContext) -> u32 {
+    map::forbid_private_stack(&ctx);
     call::leave(&ctx);
     0
 }
@@ -41,6 +43,7 @@ pub fn call_return(ctx: RetProbeContext) -> u32 {
 /// A releasing function is entered: the release is booked here.
 #[uprobe]
 pub fn release_enter(ctx: ProbeContext) -> u32 {
+    map::forbid_private_stack(&ctx);
     release::enter(&ctx);
     0
 }
@@ -74,6 +77,7 @@ pub fn floor_return(_ctx: RetProbeContext) -> u32 {
 /// Emits the walked stack together with registers and raw stack, for comparison in user space.
 #[uretprobe]
 pub fn validate_return(ctx: RetProbeContext) -> u32 {
+    map::forbid_private_stack(&ctx);
     validate::leave(&ctx);
     0
 }

@@ -1,10 +1,10 @@
 //! All maps: key, value, who writes, who reads, and what happens when one is full.
 
 use aya_ebpf::{
-    Global,
+    EbpfContext, Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use tracer_common::abi::{
     CallInFlight, EscapeRule, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, Process, RULE_CACHE_CHUNKS,
@@ -82,3 +82,23 @@ pub static SLOTS: PerCpuArray<Slot> = PerCpuArray::with_max_entries(SLOTS_PER_CP
 /// Samples of the validate mode; the loader makes it small when that is not used.
 #[map]
 pub static VALIDATIONS: RingBuf = RingBuf::with_byte_size(64 << 20, 0);
+
+/// Always empty; see [`forbid_private_stack`].
+#[map]
+static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Keeps the kernel from giving the program a *private stack*.
+///
+/// Kernels from 6.13 on put the stack of a tracing program that uses 64 bytes or more into one piece of memory per
+/// CPU, which is safe where programs cannot be interrupted by themselves. Uprobe programs can: they are
+/// preemptible, and another thread then runs the same program on the same CPU, on the same stack. Seen on 7.2:
+/// keys of map lookups were overwritten in the middle of a lookup, one call in three hundred. A program with
+/// a tail call anywhere gets no private stack (`check_max_stack_depth` in kernel/bpf/verifier.c); this one is
+/// dead code to the verifier, since `reserved` is a constant 0, and is removed.
+#[inline(always)]
+pub fn forbid_private_stack<C: EbpfContext>(ctx: &C) {
+    if SETTINGS.load().reserved != 0 {
+        // SAFETY: never reached; an empty slot would fall through.
+        let _ = unsafe { NO_PROGRAMS.tail_call(ctx, 0) };
+    }
+}

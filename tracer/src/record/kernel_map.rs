@@ -198,3 +198,37 @@ pub fn delete<K: Plain>(map: BorrowedFd<'_>, name: &'static str, key: &K) -> Res
     }
     Err(RecordError::MapCall { operation: "delete from", map: name, source })
 }
+
+/// `bpf(BPF_OBJ_GET_INFO_BY_FD)`.
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+/// The information arm of `union bpf_attr`.
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// How often the kernel did not run a program because it was running on that CPU already, preempted in the
+/// middle (`recursion_misses` of `struct bpf_prog_info`, kernel 5.12). aya does not give it.
+///
+/// # Errors
+/// [`RecordError::System`].
+pub fn skipped_runs(program: BorrowedFd<'_>) -> Result<u64, RecordError> {
+    // SAFETY: the structure is integers only, of which all zeroes is a value.
+    let mut info: aya_obj::generated::bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attr = InfoAttr {
+        bpf_fd: u32::try_from(program.as_raw_fd()).unwrap_or(u32::MAX),
+        info_len: u32::try_from(size_of_val(&info)).unwrap_or(0),
+        info: ptr::from_mut(&mut info) as u64,
+    };
+    // SAFETY: `attr` and the structure it points to are alive, and of the sizes given.
+    let status = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attr, size_of::<InfoAttr>())
+    };
+    if status == 0 {
+        return Ok(info.recursion_misses);
+    }
+    Err(RecordError::System { operation: "read what the kernel says of a program", source: io::Error::last_os_error() })
+}

@@ -1,6 +1,6 @@
 //! Loads the BPF object: settings, map sizes, programs, and the check that it is the right one.
 
-use std::time::Duration;
+use std::{os::fd::AsFd, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -11,7 +11,7 @@ use tracer_common::abi::{EscapeRule, Loss, MappingChunk, PageChunk, Process, Row
 
 use super::{
     RecordError,
-    kernel_map::{Abi, SiteArray},
+    kernel_map::{Abi, SiteArray, skipped_runs},
 };
 
 /// The object that was built from `tracer-ebpf`, checked in; `cargo xtask build-ebpf` makes it.
@@ -183,6 +183,20 @@ impl Programs {
                 Ok((*loss, sum))
             })
             .collect()
+    }
+
+    /// Probe hits at which the kernel did not run the program, summed over the programs of `purpose`.
+    ///
+    /// # Errors
+    /// [`RecordError::System`].
+    pub fn skipped_runs(&self, purpose: Purpose) -> Result<u64, RecordError> {
+        let mut names = purpose.programs().to_vec();
+        names.dedup();
+        names.into_iter().try_fold(0u64, |sum, name| {
+            let program = self.bpf.program(name).ok_or(RecordError::Object { name })?;
+            let fd = program.fd().map_err(|source| refused(name, source))?;
+            Ok(sum.saturating_add(skipped_runs(fd.as_fd())?))
+        })
     }
 
     /// Instructions the verifier processed for each loaded program, and whether the kernel took its BTF.

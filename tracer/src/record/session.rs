@@ -382,35 +382,43 @@ impl Session {
             self.first_rss.get_or_insert(sample);
         }
         let tallies = self.programs.tallies()?;
-        self.progress.lost =
-            tallies.iter().filter(|(loss, _)| loss.is_incomplete()).map(|(_, tally)| tally.count).sum();
-        self.writer.set_losses(&self.loss_rows(&tallies))?;
+        let losses = self.loss_rows(&tallies)?;
+        self.progress.lost = losses.iter().filter(|loss| loss.is_incomplete).map(|loss| loss.count).sum();
+        self.writer.set_losses(&losses)?;
         self.writer.set_overhead(self.probe_hits(&tallies), None)?;
         self.writer.commit()?;
         Ok(())
     }
 
-    fn loss_rows(&self, tallies: &[(Loss, Tally)]) -> Vec<LossTally> {
-        let own = LossTally {
-            reason: "mapping-event-lost".to_owned(),
-            count: self.watch_losses,
+    fn loss_rows(&self, tallies: &[(Loss, Tally)]) -> Result<Vec<LossTally>, RecordError> {
+        let own = |reason: &str, count, is_incomplete, meaning: &str| LossTally {
+            reason: reason.to_owned(),
+            count,
             bytes: 0,
-            is_incomplete: false,
-            meaning:
-                "Mapping events that the kernel could not deliver; the mappings were read again each time."
-                    .to_owned(),
+            is_incomplete,
+            meaning: meaning.to_owned(),
         };
-        tallies
-            .iter()
-            .map(|(loss, tally)| LossTally {
-                reason: loss.name().to_owned(),
-                count: tally.count,
-                bytes: tally.bytes,
-                is_incomplete: loss.is_incomplete(),
-                meaning: loss.meaning().to_owned(),
-            })
-            .chain([own])
-            .collect()
+        let kernel = tallies.iter().map(|(loss, tally)| LossTally {
+            bytes: tally.bytes,
+            ..own(loss.name(), tally.count, loss.is_incomplete(), loss.meaning())
+        });
+        Ok(kernel
+            .chain([
+                own(
+                    "program-skipped",
+                    self.programs.skipped_runs(Purpose::Trace)?,
+                    true,
+                    "Probe hits at which the kernel did not run the program, because it was running on that CPU \
+                     already, preempted in the middle: calls that were not booked, or releases that were missed.",
+                ),
+                own(
+                    "mapping-event-lost",
+                    self.watch_losses,
+                    false,
+                    "Mapping events that the kernel could not deliver; the mappings were read again each time.",
+                ),
+            ])
+            .collect())
     }
 
     /// Probe hits: two per booked allocation, one per release, and those that booked nothing.
