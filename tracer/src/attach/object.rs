@@ -69,7 +69,7 @@ impl ObjectFile {
             });
         }
         let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-        let mut reader = OffsetReader { file: &self.file, offset: 0 };
+        let mut reader = OffsetReader::new(&self.file);
         reader.by_ref().take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
         Ok(bytes)
     }
@@ -88,16 +88,23 @@ fn build_id(file: &File) -> Option<String> {
     if !file.metadata().ok()?.is_file() {
         return None;
     }
-    let cache = ReadCache::new(OffsetReader { file, offset: 0 });
+    let cache = ReadCache::new(OffsetReader::new(file));
     let object = object::File::parse(&cache).ok()?;
     let id = object.build_id().ok()??;
     (id.len() <= 64).then(|| id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A reader with a position of its own: that of a descriptor is shared with its duplicates.
-struct OffsetReader<'a> {
+pub(super) struct OffsetReader<'a> {
     file: &'a File,
     offset: u64,
+}
+
+impl<'a> OffsetReader<'a> {
+    /// Reads from the first byte on.
+    pub(super) fn new(file: &'a File) -> Self {
+        Self { file, offset: 0 }
+    }
 }
 
 impl Read for OffsetReader<'_> {
