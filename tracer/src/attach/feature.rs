@@ -76,6 +76,18 @@ pub fn require_tracing() -> Result<(), AttachError> {
             capability: "CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE",
         });
     }
+    if is_in_user_namespace() {
+        return Err(AttachError::NotPermitted {
+            operation: "load BPF programs from within a user namespace".to_owned(),
+            capability: "the capabilities of the initial one (a container that is not rootless)",
+        });
+    }
+    if is_locked_down() {
+        return Err(AttachError::Unsupported {
+            what: "perf events while it is locked down for confidentiality",
+            hint: "boot without `lockdown=confidentiality`",
+        });
+    }
     if !Path::new("/sys/bus/event_source/devices/uprobe/type").exists() {
         return Err(AttachError::Unsupported {
             what: "uprobes for perf",
@@ -125,6 +137,22 @@ fn effective_capabilities(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
+/// Whether capabilities count for a user namespace only: BPF and perf ask for those of the initial one.
+fn is_in_user_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_all_users(&map))
+}
+
+/// The initial namespace maps every user to itself.
+fn maps_all_users(uid_map: &str) -> bool {
+    uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Whether the kernel refuses perf events to everybody. Without securityfs that is not known; opening the
+/// first event tells then.
+fn is_locked_down() -> bool {
+    fs::read_to_string("/sys/kernel/security/lockdown").is_ok_and(|state| state.contains("[confidentiality]"))
+}
+
 /// Everything `doctor` tells about this machine, by name.
 pub fn survey() -> Vec<(&'static str, Feature)> {
     let release = release_text();
@@ -133,7 +161,9 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
         Err(error) => Feature::Unsupported(error.to_string()),
     };
     let missing = missing_capabilities();
-    let privileges = if missing.is_empty() {
+    let privileges = if is_in_user_namespace() {
+        Feature::NotPermitted("inside a user namespace: run in the initial one".to_owned())
+    } else if missing.is_empty() {
         Feature::Available("CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE".to_owned())
     } else {
         Feature::NotPermitted(format!("{} missing: run as root", missing.join(", ")))
@@ -156,6 +186,14 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
     vec![
         ("kernel", kernel),
         ("privileges", privileges),
+        (
+            "lockdown",
+            if is_locked_down() {
+                Feature::Unsupported("for confidentiality: no perf events".to_owned())
+            } else {
+                Feature::Available("not for confidentiality".to_owned())
+            },
+        ),
         (
             "uprobes",
             file(
@@ -200,6 +238,14 @@ mod tests {
         ] {
             assert_eq!(Release::parse(text).unwrap().kills_seccomp(), kills, "{text}");
         }
+    }
+
+    #[test]
+    fn the_initial_user_namespace_is_known_by_its_map() {
+        assert!(maps_all_users("         0          0 4294967295\n"));
+        assert!(!maps_all_users("         0       1000          1\n"));
+        assert!(!maps_all_users("0 100000 65536\n65536 0 1\n"));
+        assert!(!maps_all_users(""));
     }
 
     #[test]

@@ -1,9 +1,14 @@
 //! The files behind executable mappings, opened as what is mapped, not by name.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt},
+    },
+    path::Path,
 };
 
 use object::{Object as _, ReadCache};
@@ -12,6 +17,10 @@ use super::{AttachError, maps::MapEntry};
 
 /// Largest file that is read whole.
 const MAX_BYTES: u64 = 2 << 30;
+/// How much code is compared to tell one file from another.
+const MAX_COMPARED_BYTES: usize = 64 << 10;
+/// `int3`: what a uprobe, ours or another's, leaves in memory.
+const BREAKPOINT: u8 = 0xcc;
 
 /// An open file.
 #[derive(Debug)]
@@ -75,13 +84,32 @@ impl ObjectFile {
     }
 }
 
+/// Without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE `map_files` is closed. The file of that name is taken if
+/// it is the one that is mapped: by device and inode, or, on overlay file systems, whose mappings tell
+/// other numbers than the file does, by its code.
 fn open_by_name(tgid: u32, entry: &MapEntry) -> Option<File> {
-    let name = std::str::from_utf8(&entry.name).ok()?.strip_prefix('/')?;
-    let file = File::open(format!("/proc/{tgid}/root/{name}")).ok()?;
+    let name = OsStr::from_bytes(entry.name.strip_prefix(b"/")?);
+    let file = File::open(Path::new(&format!("/proc/{tgid}/root")).join(name)).ok()?;
     let metadata = file.metadata().ok()?;
     let device =
         u64::from(rustix::fs::major(metadata.dev())) << 32 | u64::from(rustix::fs::minor(metadata.dev()));
-    (device == entry.device && metadata.ino() == entry.inode && metadata.is_file()).then_some(file)
+    let is_same = metadata.is_file()
+        && ((device == entry.device && metadata.ino() == entry.inode) || has_mapped_code(tgid, entry, &file));
+    is_same.then_some(file)
+}
+
+/// Whether memory holds what the file holds, breakpoints aside.
+fn has_mapped_code(tgid: u32, entry: &MapEntry, file: &File) -> bool {
+    let Ok(memory) = File::open(format!("/proc/{tgid}/mem")) else { return false };
+    let compared = usize::try_from(entry.end - entry.start).unwrap_or(usize::MAX).min(MAX_COMPARED_BYTES);
+    let (mut mapped, mut stored) = (vec![0; compared], vec![0; compared]);
+    // The last page of a mapping goes on behind the end of its file.
+    let Ok(count @ 1..) = file.read_at(&mut stored, entry.file_offset) else { return false };
+    memory.read_exact_at(&mut mapped[..count], entry.start).is_ok()
+        && mapped[..count]
+            .iter()
+            .zip(&stored)
+            .all(|(mapped, stored)| mapped == stored || *mapped == BREAKPOINT)
 }
 
 fn build_id(file: &File) -> Option<String> {
@@ -109,7 +137,7 @@ impl<'a> OffsetReader<'a> {
 
 impl Read for OffsetReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = std::os::unix::fs::FileExt::read_at(self.file, buffer, self.offset)?;
+        let count = self.file.read_at(buffer, self.offset)?;
         self.offset += count as u64;
         Ok(count)
     }
@@ -144,7 +172,12 @@ mod tests {
         assert_eq!(&object.read_all().unwrap()[..4], b"\x7fELF");
         assert_eq!(object.build_id().unwrap().len(), 40);
         assert!(open_by_name(std::process::id(), libc).is_some());
-        let other = MapEntry { inode: libc.inode + 1, ..libc.clone() };
+        let overlaid = MapEntry { device: libc.device + 1, inode: libc.inode + 1, ..libc.clone() };
+        assert!(open_by_name(std::process::id(), &overlaid).is_some(), "known by its code");
+        let exe = std::fs::read_link("/proc/self/exe").unwrap();
+        let other = MapEntry { name: exe.into_os_string().into_encoded_bytes(), ..overlaid };
         assert!(open_by_name(std::process::id(), &other).is_none(), "another file of that name");
+        let behind = MapEntry { file_offset: u64::MAX >> 1, ..libc.clone() };
+        assert!(!has_mapped_code(std::process::id(), &behind, object.file()), "behind the end of the file");
     }
 }
