@@ -100,16 +100,27 @@ fn open_by_name(tgid: u32, entry: &MapEntry) -> Option<File> {
 
 /// Whether memory holds what the file holds, breakpoints aside.
 fn has_mapped_code(tgid: u32, entry: &MapEntry, file: &File) -> bool {
-    let Ok(memory) = File::open(format!("/proc/{tgid}/mem")) else { return false };
     let compared = usize::try_from(entry.end - entry.start).unwrap_or(usize::MAX).min(MAX_COMPARED_BYTES);
     let (mut mapped, mut stored) = (vec![0; compared], vec![0; compared]);
     // The last page of a mapping goes on behind the end of its file.
     let Ok(count @ 1..) = file.read_at(&mut stored, entry.file_offset) else { return false };
-    memory.read_exact_at(&mut mapped[..count], entry.start).is_ok()
+    read_memory(tgid, entry.start, &mut mapped[..count])
         && mapped[..count]
             .iter()
             .zip(&stored)
             .all(|(mapped, stored)| mapped == stored || *mapped == BREAKPOINT)
+}
+
+/// Fills `buffer` from the memory of a process. (`/proc/PID/mem` would want the process's own user besides
+/// CAP_SYS_PTRACE.)
+fn read_memory(tgid: u32, address: u64, buffer: &mut [u8]) -> bool {
+    let (Ok(pid), Ok(start)) = (i32::try_from(tgid), usize::try_from(address)) else { return false };
+    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let remote = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: buffer.len() };
+    // SAFETY: `local` is `buffer`, which is borrowed mutably for the call; `remote` is an address in another
+    // process, which the kernel checks.
+    let count = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    usize::try_from(count) == Ok(buffer.len())
 }
 
 fn build_id(file: &File) -> Option<String> {
