@@ -1,8 +1,20 @@
 //! What this kernel and these privileges allow: available, unsupported and not permitted are three things.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    os::fd::{FromRawFd, OwnedFd},
+    path::Path,
+};
+
+use perf_event_open_sys::{
+    bindings::{PERF_FLAG_FD_CLOEXEC, perf_event_attr},
+    perf_event_open,
+};
 
 use super::AttachError;
+
+/// The number of the uprobe PMU.
+const UPROBE_TYPE: &str = "/sys/bus/event_source/devices/uprobe/type";
 
 /// A state of a feature.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,10 +100,16 @@ pub fn require_tracing() -> Result<(), AttachError> {
             hint: "boot without `lockdown=confidentiality`",
         });
     }
-    if !Path::new("/sys/bus/event_source/devices/uprobe/type").exists() {
+    if !Path::new(UPROBE_TYPE).exists() {
         return Err(AttachError::Unsupported {
             what: "uprobes for perf",
             hint: "it was built without CONFIG_UPROBE_EVENTS, or /sys is not mounted",
+        });
+    }
+    if uprobes_are_refused() {
+        return Err(AttachError::NotPermitted {
+            operation: "place probes".to_owned(),
+            capability: "CAP_SYS_ADMIN, which this kernel wants for perf uprobes (as do 6.16 and later)",
         });
     }
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
@@ -153,6 +171,28 @@ fn is_locked_down() -> bool {
     fs::read_to_string("/sys/kernel/security/lockdown").is_ok_and(|state| state.contains("[confidentiality]"))
 }
 
+/// Whether we may not open perf uprobes. Up to 6.15 CAP_PERFMON is enough, but stable releases of older
+/// kernels have been changed too, so the kernel is asked: it checks the right before it looks at the path,
+/// and a directory is never probed.
+fn uprobes_are_refused() -> bool {
+    let kind = fs::read_to_string(UPROBE_TYPE).ok().and_then(|kind| kind.trim().parse().ok());
+    let Some(kind) = kind else { return false };
+    let mut event = perf_event_attr {
+        type_: kind,
+        size: u32::try_from(size_of::<perf_event_attr>()).unwrap_or(0),
+        ..Default::default()
+    };
+    event.__bindgen_anon_3.config1 = c"/".as_ptr() as u64;
+    // SAFETY: `event` and the path it points to outlive the call.
+    let opened = unsafe { perf_event_open(&raw mut event, 0, -1, -1, PERF_FLAG_FD_CLOEXEC.into()) };
+    if opened >= 0 {
+        // SAFETY: the kernel has just given us this descriptor, nobody else knows it.
+        drop(unsafe { OwnedFd::from_raw_fd(opened) });
+        return false;
+    }
+    matches!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EACCES | libc::EPERM))
+}
+
 /// Everything `doctor` tells about this machine, by name.
 pub fn survey() -> Vec<(&'static str, Feature)> {
     let release = release_text();
@@ -196,11 +236,11 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
         ),
         (
             "uprobes",
-            file(
-                "/sys/bus/event_source/devices/uprobe/type",
-                "perf uprobes",
-                "CONFIG_UPROBE_EVENTS is missing",
-            ),
+            if uprobes_are_refused() {
+                Feature::NotPermitted("CAP_SYS_ADMIN missing, which this kernel wants for them".to_owned())
+            } else {
+                file(UPROBE_TYPE, "perf uprobes", "CONFIG_UPROBE_EVENTS is missing")
+            },
         ),
         ("BTF", file("/sys/kernel/btf/vmlinux", "of the kernel", "CONFIG_DEBUG_INFO_BTF is missing")),
         ("tracefs", file("/sys/kernel/tracing/events", "mounted", "not mounted; not needed")),
@@ -246,6 +286,32 @@ mod tests {
         assert!(!maps_all_users("         0       1000          1\n"));
         assert!(!maps_all_users("0 100000 65536\n65536 0 1\n"));
         assert!(!maps_all_users(""));
+    }
+
+    #[test]
+    fn root_may_place_uprobes() {
+        if missing_capabilities().is_empty() && !is_in_user_namespace() && Path::new(UPROBE_TYPE).exists() {
+            assert!(!uprobes_are_refused());
+        }
+    }
+
+    /// A thread has capabilities of its own: one gives them away, and is refused.
+    #[test]
+    fn without_capabilities_uprobes_are_refused() {
+        if !Path::new(UPROBE_TYPE).exists() {
+            eprintln!("skipped: this kernel has no perf uprobes");
+            return;
+        }
+        let is_refused = std::thread::spawn(|| {
+            let none = rustix::thread::CapabilitySets {
+                effective: rustix::thread::CapabilitySet::empty(),
+                permitted: rustix::thread::CapabilitySet::empty(),
+                inheritable: rustix::thread::CapabilitySet::empty(),
+            };
+            rustix::thread::set_capabilities(None, none).unwrap();
+            uprobes_are_refused()
+        });
+        assert!(is_refused.join().unwrap());
     }
 
     #[test]
