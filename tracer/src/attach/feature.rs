@@ -1,8 +1,20 @@
 //! What this kernel and these privileges allow: available, unsupported and not permitted are three things.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    os::fd::{FromRawFd, OwnedFd},
+    path::Path,
+};
+
+use perf_event_open_sys::{
+    bindings::{PERF_FLAG_FD_CLOEXEC, perf_event_attr},
+    perf_event_open,
+};
 
 use super::AttachError;
+
+/// The number of the uprobe PMU.
+const UPROBE_TYPE: &str = "/sys/bus/event_source/devices/uprobe/type";
 
 /// A state of a feature.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,10 +88,28 @@ pub fn require_tracing() -> Result<(), AttachError> {
             capability: "CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE",
         });
     }
-    if !Path::new("/sys/bus/event_source/devices/uprobe/type").exists() {
+    if is_in_user_namespace() {
+        return Err(AttachError::NotPermitted {
+            operation: "load BPF programs from within a user namespace".to_owned(),
+            capability: "the capabilities of the initial one (a container that is not rootless)",
+        });
+    }
+    if is_locked_down() {
+        return Err(AttachError::Unsupported {
+            what: "perf events while it is locked down for confidentiality",
+            hint: "boot without `lockdown=confidentiality`",
+        });
+    }
+    if !Path::new(UPROBE_TYPE).exists() {
         return Err(AttachError::Unsupported {
             what: "uprobes for perf",
             hint: "it was built without CONFIG_UPROBE_EVENTS, or /sys is not mounted",
+        });
+    }
+    if uprobes_are_refused() {
+        return Err(AttachError::NotPermitted {
+            operation: "place probes".to_owned(),
+            capability: "CAP_SYS_ADMIN, which this kernel wants for perf uprobes (as do 6.16 and later)",
         });
     }
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
@@ -125,6 +155,44 @@ fn effective_capabilities(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
+/// Whether capabilities count for a user namespace only: BPF and perf ask for those of the initial one.
+fn is_in_user_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_all_users(&map))
+}
+
+/// The initial namespace maps every user to itself.
+fn maps_all_users(uid_map: &str) -> bool {
+    uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Whether the kernel refuses perf events to everybody. Without securityfs that is not known; opening the
+/// first event tells then.
+fn is_locked_down() -> bool {
+    fs::read_to_string("/sys/kernel/security/lockdown").is_ok_and(|state| state.contains("[confidentiality]"))
+}
+
+/// Whether we may not open perf uprobes. Up to 6.15 CAP_PERFMON is enough, but stable releases of older
+/// kernels have been changed too, so the kernel is asked: it checks the right before it looks at the path,
+/// and a directory is never probed.
+fn uprobes_are_refused() -> bool {
+    let kind = fs::read_to_string(UPROBE_TYPE).ok().and_then(|kind| kind.trim().parse().ok());
+    let Some(kind) = kind else { return false };
+    let mut event = perf_event_attr {
+        type_: kind,
+        size: u32::try_from(size_of::<perf_event_attr>()).unwrap_or(0),
+        ..Default::default()
+    };
+    event.__bindgen_anon_3.config1 = c"/".as_ptr() as u64;
+    // SAFETY: `event` and the path it points to outlive the call.
+    let opened = unsafe { perf_event_open(&raw mut event, 0, -1, -1, PERF_FLAG_FD_CLOEXEC.into()) };
+    if opened >= 0 {
+        // SAFETY: the kernel has just given us this descriptor, nobody else knows it.
+        drop(unsafe { OwnedFd::from_raw_fd(opened) });
+        return false;
+    }
+    matches!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EACCES | libc::EPERM))
+}
+
 /// Everything `doctor` tells about this machine, by name.
 pub fn survey() -> Vec<(&'static str, Feature)> {
     let release = release_text();
@@ -133,7 +201,9 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
         Err(error) => Feature::Unsupported(error.to_string()),
     };
     let missing = missing_capabilities();
-    let privileges = if missing.is_empty() {
+    let privileges = if is_in_user_namespace() {
+        Feature::NotPermitted("inside a user namespace: run in the initial one".to_owned())
+    } else if missing.is_empty() {
         Feature::Available("CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE".to_owned())
     } else {
         Feature::NotPermitted(format!("{} missing: run as root", missing.join(", ")))
@@ -157,12 +227,20 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
         ("kernel", kernel),
         ("privileges", privileges),
         (
+            "lockdown",
+            if is_locked_down() {
+                Feature::Unsupported("for confidentiality: no perf events".to_owned())
+            } else {
+                Feature::Available("not for confidentiality".to_owned())
+            },
+        ),
+        (
             "uprobes",
-            file(
-                "/sys/bus/event_source/devices/uprobe/type",
-                "perf uprobes",
-                "CONFIG_UPROBE_EVENTS is missing",
-            ),
+            if uprobes_are_refused() {
+                Feature::NotPermitted("CAP_SYS_ADMIN missing, which this kernel wants for them".to_owned())
+            } else {
+                file(UPROBE_TYPE, "perf uprobes", "CONFIG_UPROBE_EVENTS is missing")
+            },
         ),
         ("BTF", file("/sys/kernel/btf/vmlinux", "of the kernel", "CONFIG_DEBUG_INFO_BTF is missing")),
         ("tracefs", file("/sys/kernel/tracing/events", "mounted", "not mounted; not needed")),
@@ -200,6 +278,40 @@ mod tests {
         ] {
             assert_eq!(Release::parse(text).unwrap().kills_seccomp(), kills, "{text}");
         }
+    }
+
+    #[test]
+    fn the_initial_user_namespace_is_known_by_its_map() {
+        assert!(maps_all_users("         0          0 4294967295\n"));
+        assert!(!maps_all_users("         0       1000          1\n"));
+        assert!(!maps_all_users("0 100000 65536\n65536 0 1\n"));
+        assert!(!maps_all_users(""));
+    }
+
+    #[test]
+    fn root_may_place_uprobes() {
+        if missing_capabilities().is_empty() && !is_in_user_namespace() && Path::new(UPROBE_TYPE).exists() {
+            assert!(!uprobes_are_refused());
+        }
+    }
+
+    /// A thread has capabilities of its own: one gives them away, and is refused.
+    #[test]
+    fn without_capabilities_uprobes_are_refused() {
+        if !Path::new(UPROBE_TYPE).exists() {
+            eprintln!("skipped: this kernel has no perf uprobes");
+            return;
+        }
+        let is_refused = std::thread::spawn(|| {
+            let none = rustix::thread::CapabilitySets {
+                effective: rustix::thread::CapabilitySet::empty(),
+                permitted: rustix::thread::CapabilitySet::empty(),
+                inheritable: rustix::thread::CapabilitySet::empty(),
+            };
+            rustix::thread::set_capabilities(None, none).unwrap();
+            uprobes_are_refused()
+        });
+        assert!(is_refused.join().unwrap());
     }
 
     #[test]

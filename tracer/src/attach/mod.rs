@@ -8,6 +8,7 @@ pub mod maps;
 pub mod object;
 pub mod placement;
 pub mod resolve;
+mod runtime;
 pub mod target;
 
 pub use error::AttachError;

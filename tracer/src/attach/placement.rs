@@ -11,7 +11,7 @@
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Formatter, Instruction, InstructionInfoFactory,
-    IntelFormatter, OpAccess, Register,
+    IntelFormatter, OpAccess, OpKind, Register,
 };
 use tracer_common::func::{Function, Shape};
 
@@ -72,9 +72,24 @@ fn decode(body: &[u8]) -> Vec<Instruction> {
     instructions
 }
 
+/// The instruction as a person reads it; a branch with its target's distance from the function's start.
 fn text(instruction: &Instruction) -> String {
+    let mut formatter = IntelFormatter::new();
+    let options = formatter.options_mut();
+    options.set_rip_relative_addresses(true);
+    options.set_hex_prefix("0x");
+    options.set_hex_suffix("");
+    options.set_uppercase_hex(false);
     let mut text = String::new();
-    IntelFormatter::new().format(instruction, &mut text);
+    let is_near_branch =
+        matches!(instruction.op0_kind(), OpKind::NearBranch64) && instruction.op_count() == 1;
+    if is_near_branch {
+        formatter.format_mnemonic(instruction, &mut text);
+        let distance = instruction.near_branch_target().cast_signed();
+        let sign = if distance < 0 { '-' } else { '+' };
+        return format!("{text} {sign}{:#x}", distance.unsigned_abs());
+    }
+    formatter.format(instruction, &mut text);
     text
 }
 
@@ -258,7 +273,7 @@ mod tests {
         // test rdi,rdi; je +2; push rbp; ret; ret
         let placement = placed("free", &[0x48, 0x85, 0xff, 0x74, 0x02, 0x55, 0xc3, 0xc3]);
         assert_eq!((placement.offset, placement.is_emulated), (3, true));
-        assert_eq!(placement.instruction, "je short 7");
+        assert_eq!(placement.instruction, "je +0x7");
     }
 
     #[test]

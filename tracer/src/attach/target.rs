@@ -4,11 +4,10 @@ use std::{
     fs::{self, File},
     io::Read,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
-    path::Path,
 };
 
-use super::{AttachError, feature, maps};
-use crate::model::{Runtime, Target};
+use super::{AttachError, feature, runtime};
+use crate::model::Target;
 
 /// Most bytes of a command line that are kept.
 const MAX_CMDLINE_BYTES: u64 = 64 << 10;
@@ -61,7 +60,7 @@ pub fn examine(tgid: u32) -> Result<TargetProcess, AttachError> {
         comm,
         cmdline: split_arguments(&cmdline),
         exe: Some(exe),
-        runtime: runtime_of(tgid),
+        runtime: runtime::of_process(tgid),
     };
     Ok(TargetProcess { target, uid: status.uid, exit })
 }
@@ -149,63 +148,6 @@ impl Status {
     }
 }
 
-/// The language runtime, by the names of what is mapped.
-fn runtime_of(tgid: u32) -> Option<Runtime> {
-    let entries = maps::read(tgid).ok()?;
-    let exe = fs::read_link(format!("/proc/{tgid}/exe")).ok()?;
-    let names = entries.iter().filter(|entry| entry.is_executable()).map(maps::MapEntry::display_name);
-    names
-        .into_iter()
-        .find_map(|path| runtime_by_name(&path))
-        .or_else(|| runtime_by_name(&exe.to_string_lossy()))
-        .map(|(name, version, path)| {
-            let version = version.or_else(|| (name == "jvm").then(|| jvm_version(tgid, &path)).flatten());
-            Runtime { name: name.to_owned(), version }
-        })
-}
-
-/// Name, version and path of the runtime that a file is.
-fn runtime_by_name(path: &str) -> Option<(&'static str, Option<String>, String)> {
-    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-    let base = path.rsplit('/').next()?;
-    let version_of = |rest: &str| {
-        let version: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
-        let version = version.trim_end_matches('.').to_owned();
-        (!version.is_empty()).then_some(version)
-    };
-    let (name, version) = match base {
-        "node" | "nodejs" => ("node", None),
-        "libjvm.so" => ("jvm", None),
-        "libcoreclr.so" => ("dotnet", None),
-        _ => match (
-            base.strip_prefix("libpython"),
-            base.strip_prefix("python"),
-            base.strip_prefix("libnode.so."),
-        ) {
-            (Some(rest), _, _) if base.contains(".so") => ("cpython", version_of(rest)),
-            (_, Some(rest), _) if rest.is_empty() || rest.starts_with(|c: char| c.is_ascii_digit()) => {
-                ("cpython", version_of(rest))
-            }
-            (_, _, Some(_)) => ("node", None),
-            _ => return None,
-        },
-    };
-    Some((name, version, path.to_owned()))
-}
-
-/// `JAVA_VERSION="17.0.15"` of the file `release` in the JVM's home, two directories above `libjvm.so`.
-fn jvm_version(tgid: u32, libjvm: &str) -> Option<String> {
-    let home = Path::new(libjvm).ancestors().nth(3)?;
-    let mut release = String::new();
-    File::open(format!("/proc/{tgid}/root{}/release", home.display()))
-        .ok()?
-        .take(64 << 10)
-        .read_to_string(&mut release)
-        .ok()?;
-    let version = release.lines().find_map(|line| line.strip_prefix("JAVA_VERSION="))?.trim_matches('"');
-    (version.len() < 64).then(|| version.to_owned())
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -248,17 +190,6 @@ mod tests {
     fn a_name_with_parentheses_does_not_hide_the_flags() {
         assert_eq!(flags_of_stat(b"7 (a) b) S 1 7 7 0 -1 4194560 100"), Some(4_194_560));
         assert_eq!(flags_of_stat(b"nonsense"), None);
-    }
-
-    #[test]
-    fn runtimes_are_known_by_their_files() {
-        let name = |path| runtime_by_name(path).map(|(name, version, _)| (name, version));
-        assert_eq!(name("/usr/bin/node"), Some(("node", None)));
-        assert_eq!(name("/opt/python3.11 (deleted)"), Some(("cpython", Some("3.11".to_owned()))));
-        assert_eq!(name("/usr/lib/libpython3.12.so.1.0"), Some(("cpython", Some("3.12".to_owned()))));
-        assert_eq!(name("/jdk/lib/server/libjvm.so"), Some(("jvm", None)));
-        assert_eq!(name("/usr/bin/python-argcomplete"), None);
-        assert_eq!(name("/usr/bin/nginx"), None);
     }
 
     #[test]

@@ -53,9 +53,13 @@ fn process(tgid: NonZeroU32, out: &mut impl Write) -> Result<bool> {
         |runtime| format!("{} {}", runtime.name, runtime.version.as_deref().unwrap_or("(version unknown)")),
     );
     writeln!(out, "  runtime     {}", escape(&runtime))?;
-    let allocators = Discoverer::default().discover(tgid.get())?;
+    let mut discoverer = Discoverer::default();
+    let allocators = discoverer.discover(tgid.get())?;
     for allocator in &allocators {
         describe(allocator, out)?;
+    }
+    for error in discoverer.unread() {
+        writeln!(out, "\nNot looked at: {}", escape(&error.to_string()))?;
     }
     let found = allocators.iter().any(|allocator| allocator.allocates());
     if !found {
