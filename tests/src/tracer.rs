@@ -183,7 +183,8 @@ impl Finished {
 
     /// What the capture says of losses and broken stacks, for a message.
     fn completeness(&self) -> String {
-        let json = self.report_json(&[]).and_then(|text| Ok(serde_json::from_str::<serde_json::Value>(&text)?));
+        let json =
+            self.report_json(&[]).and_then(|text| Ok(serde_json::from_str::<serde_json::Value>(&text)?));
         json.map_or_else(|error| error.to_string(), |json| json["completeness"].to_string())
     }
 

@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use tracer_common::abi::{
-    CallInFlight, EscapeRule, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, Process, RULE_CACHE_CHUNKS,
-    RowChunk, RuleCacheChunk, SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, Tally,
+    CallInFlight, EscapeRule, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, Process, RowChunk,
+    SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, Tally,
 };
 
 use crate::scratch::Slot;
@@ -70,10 +70,6 @@ pub static ROWS: Array<RowChunk> = Array::with_max_entries(4096, 0);
 /// Rules that do not fit into a row; written by user space.
 #[map]
 pub static ESCAPES: Array<EscapeRule> = Array::with_max_entries(8192, 0);
-
-/// pc → rule. Lossy on purpose.
-#[map]
-pub static RULE_CACHE: PerCpuArray<RuleCacheChunk> = PerCpuArray::with_max_entries(RULE_CACHE_CHUNKS, 0);
 
 /// Scratch space of running programs. All taken: [`Loss::NoScratchSlot`].
 #[map]

@@ -1,6 +1,6 @@
 //! Scratch slots: a program claims one of its CPU's slots for the time of a stack walk.
 
-use tracer_common::abi::{Loss, SLOTS_PER_CPU, StackEvent, WINDOW_BYTES};
+use tracer_common::abi::{Loss, RULE_CACHE_ENTRIES, RuleCacheEntry, SLOTS_PER_CPU, StackEvent, WINDOW_BYTES};
 
 use crate::{atomic, book, map::SLOTS};
 
@@ -31,7 +31,12 @@ pub struct Slot {
     pub event: StackEvent,
     /// A piece of the user stack.
     pub window: [u64; WINDOW_BYTES / 8],
+    /// pc → rule. Lossy on purpose.
+    pub cache: [RuleCacheEntry; RULE_CACHE_ENTRIES],
 }
+
+/// The kernel's limit for one value of a per-CPU map (PCPU_MIN_UNIT_SIZE).
+const _: () = assert!(size_of::<Slot>() <= 32 << 10);
 
 /// Value of `window_start` when the window holds nothing: no user address is near it.
 pub const NO_WINDOW: u64 = u64::MAX / 2;

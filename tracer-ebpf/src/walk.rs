@@ -1,6 +1,6 @@
-//! The unwinder: tables made from .eh_frame, one global function per frame.
+//! The unwinder: tables made from .eh_frame, one global function per two frames.
 //!
-//! Verifier: `step_frame` is a global function (scalar arguments, all of them used), so it is looked at
+//! Verifier: `step_two` is a global function (scalar arguments, all of them used), so it is looked at
 //! once however many frames the caller's bounded loop asks for. Binary searches read their arrays
 //! through masked pointers with volatile reads; otherwise LLVM drops the masks, or the verifier follows
 //! every path of the search and gives up at a million instructions.
@@ -18,7 +18,7 @@ use tracer_common::{
 };
 
 use crate::{
-    map::{ESCAPES, MAPPINGS, PAGES, PROCESSES, ROWS, RULE_CACHE, SLOTS},
+    map::{ESCAPES, MAPPINGS, PAGES, PROCESSES, ROWS, SLOTS},
     scratch::{NO_WINDOW, Slot},
     task::Registers,
 };
@@ -67,22 +67,23 @@ fn mix(hash: u64, value: u64) -> u64 {
 extern "C" fn walk_frames(tgid: u32, index: u32) -> u32 {
     let mut frame = 0;
     while frame < MAX_FRAMES {
-        if step_frame(tgid, index) != 0 {
+        if step_two(tgid, index) != 0 {
             return 0;
         }
-        frame += 1;
+        frame += 2;
     }
     1
 }
 
-/// Stores the current frame and goes to its caller; 1 when the stack ends here.
+/// Stores the current frame and its caller and goes on to the next; 1 when the stack ends. Two at a time: the
+/// call and the lookup of the slot cost a fifth of a frame.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn step_frame(tgid: u32, index: u32) -> u32 {
+extern "C" fn step_two(tgid: u32, index: u32) -> u32 {
     let Some(slot) = SLOTS.get_ptr_mut(index & (SLOTS_PER_CPU - 1)) else { return 1 };
     // SAFETY: a map value, claimed by this program.
     let state = unsafe { &mut *slot };
-    match step(state, tgid) {
+    match step(state, tgid).and_then(|()| step(state, tgid)) {
         Ok(()) => 0,
         Err(end) => {
             state.event.end = end as u32;
@@ -103,7 +104,7 @@ fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
     state.hash = mix(state.hash, stored);
     state.leaf = 0;
 
-    let rule = cached_rule(state.generation, tgid, looked_up)?;
+    let rule = cached_rule(state, tgid, looked_up)?;
     let kind = row::kind(rule);
     let sp = state.sp;
     let mut fp_at = 0;
@@ -235,25 +236,17 @@ fn read_stack(state: &mut Slot, address: u64) -> u64 {
     unsafe { ptr::read_volatile(state.window.as_ptr()) }
 }
 
-/// Second half of a cache key: keeps an entry that two programs wrote at once from being believed.
 #[inline(always)]
-fn cache_check(rule: u32, generation: u32) -> u64 {
-    (u64::from(rule) ^ (u64::from(generation) << 22)).wrapping_mul(HASH_FACTOR) >> 48 << 48
-}
-
-#[inline(always)]
-fn cached_rule(generation: u32, tgid: u32, pc: u64) -> Result<u32, StackEnd> {
-    let hash = pc.wrapping_mul(HASH_FACTOR);
-    let Some(chunk) = RULE_CACHE.get_ptr_mut((hash >> 62) as u32) else { return Err(StackEnd::NoTable) };
-    // SAFETY: a map value, the mask keeps the index inside.
-    let entry =
-        unsafe { (chunk as *mut RuleCacheEntry).add((hash >> 52) as usize & (RULE_CACHE_ENTRIES - 1)) };
-    // SAFETY: in bounds; volatile because other programs may write at the same time.
-    let (key, value) = unsafe {
-        (ptr::read_volatile(&raw const (*entry).key), ptr::read_volatile(&raw const (*entry).rule))
-    };
-    if (value >> 32) as u32 == generation && key == pc | cache_check(value as u32, generation) {
-        return Ok(value as u32);
+fn cached_rule(state: &mut Slot, tgid: u32, pc: u64) -> Result<u32, StackEnd> {
+    let index = (pc.wrapping_mul(HASH_FACTOR) >> 40) as usize & (RULE_CACHE_ENTRIES - 1);
+    // SAFETY: the mask keeps the index inside.
+    let entry = unsafe { &mut *state.cache.as_mut_ptr().add(index) };
+    let generation = state.generation;
+    let pc_low = pc as u32;
+    let pc_high = (pc >> 32) as u32 | (generation << 16);
+    let above_rule = (generation >> 16) << 22;
+    if entry.pc_low == pc_low && entry.pc_high == pc_high && entry.rule & !row::RULE_MASK == above_rule {
+        return Ok(entry.rule & row::RULE_MASK);
     }
     let rule = find_rule(tgid, generation, pc);
     if rule & FAILED != 0 {
@@ -264,11 +257,9 @@ fn cached_rule(generation: u32, tgid: u32, pc: u64) -> Result<u32, StackEnd> {
             _ => StackEnd::NoMapping,
         });
     }
-    // SAFETY: as above.
-    unsafe {
-        ptr::write_volatile(&raw mut (*entry).key, pc | cache_check(rule, generation));
-        ptr::write_volatile(&raw mut (*entry).rule, u64::from(rule) | (u64::from(generation) << 32));
-    }
+    // SAFETY: as above; the entry is computed again, since the search has clobbered the registers.
+    let entry = unsafe { &mut *state.cache.as_mut_ptr().add(index) };
+    *entry = RuleCacheEntry { pc_low, pc_high, rule: rule | above_rule };
     Ok(rule)
 }
 

@@ -107,22 +107,20 @@ pub struct EscapeRule {
 }
 layout!(EscapeRule, 16, [cfa_base: u32, cfa_offset: i32, fp_rule: u32, fp_offset: i32]);
 
-/// Entries of one chunk of the per-CPU rule cache (a per-CPU value is limited to 32 KiB).
-pub const RULE_CACHE_ENTRIES: usize = 1024;
-/// Chunks of the rule cache.
-pub const RULE_CACHE_CHUNKS: u32 = 4;
+/// Entries of the rule cache of one scratch slot, a power of two; a slot must stay below the 32 KiB that a
+/// per-CPU map value can have.
+pub const RULE_CACHE_ENTRIES: usize = 2048;
 
-/// A cached lookup. Two programs may write one entry at the same time (they are preemptible), so the
-/// upper 16 bits of `key` repeat a check over the other word: a mixed entry is not believed.
+/// A cached lookup, exact: pc (48 bits), generation (26 bits) and rule (22 bits). It belongs to whoever has
+/// claimed the slot, so no two programs write it at the same time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RuleCacheEntry {
-    /// pc in the low 48 bits, check above.
-    pub key: u64,
-    /// Row in the low 32 bits, generation above.
-    pub rule: u64,
+    /// Low half of the pc.
+    pub pc_low: u32,
+    /// Bits 32 to 47 of the pc, and above them 16 bits of the generation.
+    pub pc_high: u32,
+    /// The rule, and above it 10 further bits of the generation.
+    pub rule: u32,
 }
-layout!(RuleCacheEntry, 16, [key: u64, rule: u64]);
-
-/// One value of the rule cache map.
-pub type RuleCacheChunk = [RuleCacheEntry; RULE_CACHE_ENTRIES];
+layout!(RuleCacheEntry, 12, [pc_low: u32, pc_high: u32, rule: u32]);

@@ -224,11 +224,13 @@ pub fn skipped_runs(program: BorrowedFd<'_>) -> Result<u64, RecordError> {
         info: ptr::from_mut(&mut info) as u64,
     };
     // SAFETY: `attr` and the structure it points to are alive, and of the sizes given.
-    let status = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attr, size_of::<InfoAttr>())
-    };
+    let status =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attr, size_of::<InfoAttr>()) };
     if status == 0 {
         return Ok(info.recursion_misses);
     }
-    Err(RecordError::System { operation: "read what the kernel says of a program", source: io::Error::last_os_error() })
+    Err(RecordError::System {
+        operation: "read what the kernel says of a program",
+        source: io::Error::last_os_error(),
+    })
 }
