@@ -68,7 +68,7 @@ fn process(tgid: NonZeroU32, out: &mut impl Write) -> Result<bool> {
         writeln!(
             out,
             "\n`slow`: the kernel single-steps the instruction instead of emulating it; each call of such a function \
-             costs\nsome 10 to 20 µs in a virtual machine. That matters only if the program calls it often."
+             costs\nsome 4 to 20 µs in a virtual machine. That matters only if the program calls it often."
         )?;
     }
     if found {

@@ -282,14 +282,16 @@ impl CodeTables {
         }
     }
 
-    /// Writes to the kernel what it does not have yet: tables first, then mappings, then the set.
+    /// Writes to the kernel what it does not have yet: tables first, then mappings, then the set. False if
+    /// there was no room for another set, because those that were replaced are still waiting to be
+    /// reused: to be tried again.
     ///
     /// # Errors
     /// [`RecordError::Map`], [`RecordError::Unwind`].
-    pub fn publish(&mut self, programs: &mut Programs, tgid: NonZeroU32) -> Result<(), RecordError> {
+    pub fn publish(&mut self, programs: &mut Programs, tgid: NonZeroU32) -> Result<bool, RecordError> {
         self.reclaim();
         if self.published {
-            return Ok(());
+            return Ok(true);
         }
         let failed = |map| move |source| RecordError::Map { operation: "write", map, source };
         for change in self.store.drain_changes() {
@@ -316,7 +318,7 @@ impl CodeTables {
             self.retired.push_back((Instant::now(), old));
         }
         self.published = true;
-        Ok(())
+        Ok(true)
     }
 
     /// Gives chunks back that no program can be reading any more.

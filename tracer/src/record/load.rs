@@ -7,6 +7,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{ProgramError, RawTracePoint, UProbe},
 };
+use aya_log::EbpfLogger;
 use tracer_common::abi::{EscapeRule, Loss, MappingChunk, PageChunk, Process, RowChunk, Settings, Tally};
 
 use super::{
@@ -90,6 +91,8 @@ impl Purpose {
 
 /// The loaded object.
 pub struct Programs {
+    /// Log lines of the programs, where they were asked for.
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
     /// aya's handle: programs and their links.
     pub bpf: Ebpf,
     /// Site counters.
@@ -147,7 +150,10 @@ impl Programs {
         let Map::HashMap(live) = take(&mut bpf, "LIVE")? else {
             return Err(RecordError::Object { name: "LIVE" });
         };
+        let logger = options.bpf_log.map(|_| EbpfLogger::init(&mut bpf)).transpose();
+        let logger = logger.map_err(|_| RecordError::Object { name: "AYA_LOGS" })?;
         Ok(Self {
+            logger,
             sites: SiteArray::map(&counters, options.limits.max_sites)?,
             site_count: typed(&mut bpf, "SITE_COUNT")?,
             tallies: typed(&mut bpf, "TALLIES")?,
@@ -161,6 +167,13 @@ impl Programs {
             escapes: typed(&mut bpf, "ESCAPES")?,
             bpf,
         })
+    }
+
+    /// Writes the log lines of the programs to our own log.
+    pub fn flush_log(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
     }
 
     /// Losses and observations so far, summed over CPUs, in the order of [`Loss::ALL`].

@@ -102,5 +102,7 @@ fn name_generated(
             }
         }
     }
-    naming.hints.extend(target.runtime.as_ref().and_then(|runtime| hint_for(runtime, unnamed_count)));
+    naming.hints.extend(
+        target.runtime.as_ref().and_then(|runtime| hint_for(runtime, &target.cmdline, unnamed_count)),
+    );
 }

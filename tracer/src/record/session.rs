@@ -190,13 +190,18 @@ impl Session {
     /// Everything that can stand in the way; a process that has exited meanwhile is one of them.
     pub fn synchronize(&mut self) -> Result<usize, RecordError> {
         let changed = self.code.survey(self.tgid)?;
-        self.code.publish(&mut self.programs, self.tgid)?;
+        // Without a free chunk for the new set the old one stays until those of replaced sets come back.
+        let is_published = self.code.publish(&mut self.programs, self.tgid)?;
         for object in self.code.take_new_objects() {
             self.writer.add_object(&object)?;
         }
         self.hints.extend(self.code.take_problems());
-        self.refresh_pause =
-            if changed { REFRESH_PAUSE } else { (self.refresh_pause * 2).min(REFRESH_PAUSE_MAX) };
+        self.refresh_pause = if changed && is_published {
+            REFRESH_PAUSE
+        } else {
+            (self.refresh_pause * 2).min(REFRESH_PAUSE_MAX)
+        };
+        self.dirty |= !is_published;
         if !changed && !self.links.is_empty() {
             return Ok(0);
         }
@@ -316,6 +321,7 @@ impl Session {
 
     /// Takes everything out of the event ring.
     fn drain_events(&mut self) -> Result<(), RecordError> {
+        self.programs.flush_log();
         let mut events = Vec::new();
         while let Some(item) = self.programs.events.next() {
             events.extend(event::decode(&item));

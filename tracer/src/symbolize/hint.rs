@@ -2,13 +2,19 @@
 
 use crate::model::Runtime;
 
-/// Advice for a target whose run-time-made code has frames without names; `None` where none is unnamed or no
-/// switch is known.
-pub fn hint_for(runtime: &Runtime, unnamed_jit_frames: u64) -> Option<String> {
+/// Advice for a target whose run-time-made code has frames without names; `None` where none is unnamed, no
+/// switch is known, or the command line has it already.
+pub fn hint_for(runtime: &Runtime, cmdline: &[String], unnamed_jit_frames: u64) -> Option<String> {
     if unnamed_jit_frames == 0 {
         return None;
     }
+    let has = |switch: &str| cmdline.iter().any(|argument| argument == switch);
     let advice = match (runtime.name.as_str(), runtime.version.as_deref().and_then(major_minor)) {
+        ("node", _) if has("--perf-basic-prof") => return None,
+        ("cpython", _) if has("perf") => return None,
+        ("jvm", _) if has("-XX:+PreserveFramePointer") => {
+            "run `jcmd PID Compiler.perfmap` while recording to name compiled methods (Java 17 and later)"
+        }
         ("node", _) => {
             "start Node with `--perf-basic-prof` to name JavaScript functions, and with \
              `--interpreted-frames-native-stack` to tell interpreted ones apart"
@@ -44,7 +50,7 @@ mod tests {
     use super::*;
 
     fn hint(name: &str, version: Option<&str>, frames: u64) -> Option<String> {
-        hint_for(&Runtime { name: name.into(), version: version.map(Into::into) }, frames)
+        hint_for(&Runtime { name: name.into(), version: version.map(Into::into) }, &[], frames)
     }
 
     #[test]
@@ -62,6 +68,17 @@ mod tests {
             let text = hint(name, version, 3).unwrap_or_default();
             assert!(text.contains(expected) && text.starts_with("3 frames of"), "{name} {version:?}: {text}");
         }
+    }
+
+    #[test]
+    fn what_the_command_line_has_is_not_advised() {
+        let hint = |name: &str, switch: &str| {
+            hint_for(&Runtime { name: name.into(), version: None }, &["x".into(), switch.into()], 3)
+        };
+        assert_eq!(hint("node", "--perf-basic-prof"), None);
+        assert_eq!(hint("cpython", "perf"), None);
+        let java = hint("jvm", "-XX:+PreserveFramePointer").unwrap_or_default();
+        assert!(java.contains("Compiler.perfmap") && !java.contains("start the JVM"), "{java}");
     }
 
     #[test]
