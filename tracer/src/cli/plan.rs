@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::record::Limits;
+
 /// Declares an enumeration that is written as one word on the command line.
 macro_rules! choices {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
@@ -184,29 +186,6 @@ pub enum TargetPlan {
     Pid(NonZeroU32),
     /// A program that is started for the recording, with its arguments. Never empty.
     Command(Vec<OsString>),
-}
-
-/// Bounds of the kernel's tables. What does not fit is counted as lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Blocks that are live at one time.
-    pub max_live_blocks: u32,
-    /// Distinct stacks.
-    pub max_sites: u32,
-    /// Threads that are inside an allocator at one time.
-    pub max_threads: u32,
-    /// Ring in which new stacks travel; a power of two.
-    pub stack_ring_bytes: u32,
-}
-
-impl Limits {
-    /// For a large server: some 130 MiB of kernel memory, most of it for the live blocks.
-    pub const DEFAULT: Self = Self {
-        max_live_blocks: 1 << 20,
-        max_sites: tracer_common::abi::Settings::DEFAULT.max_sites,
-        max_threads: 16_384,
-        stack_ring_bytes: 8 << 20,
-    };
 }
 
 /// A recording.

@@ -24,7 +24,7 @@ use crate::{
         default_capture_name,
         plan::{BpfLogLevel, RecordPlan, TargetPlan, Verbosity},
     },
-    record::{Limits, Outcome, Progress, RecordOptions, Session},
+    record::{Outcome, Progress, RecordOptions, Session},
 };
 
 /// What came of it.
@@ -122,7 +122,6 @@ fn attach_while_stopped(
 }
 
 pub(super) fn options(plan: &RecordPlan, process: &TargetProcess, owner: Option<Owner>) -> RecordOptions {
-    let limits = plan.limits;
     RecordOptions {
         duration: plan.duration,
         interval: plan.interval,
@@ -130,12 +129,7 @@ pub(super) fn options(plan: &RecordPlan, process: &TargetProcess, owner: Option<
         force: plan.force,
         min_size_bytes: plan.min_size_bytes,
         max_size_bytes: plan.max_size_bytes,
-        limits: Limits {
-            max_live_blocks: limits.max_live_blocks,
-            max_sites: limits.max_sites,
-            max_threads: limits.max_threads,
-            stack_ring_bytes: limits.stack_ring_bytes,
-        },
+        limits: plan.limits,
         bpf_log: plan.bpf_log.map(log_level),
         owner,
     }

@@ -40,7 +40,7 @@ impl Attached {
         let mut code = CodeTables::new();
         code.survey(tgid)?;
         let options = LoadOptions {
-            limits: Limits::default(),
+            limits: Limits::DEFAULT,
             tables: code.sizes(),
             min_size_bytes: 0,
             max_size_bytes: u64::MAX,

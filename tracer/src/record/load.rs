@@ -31,10 +31,14 @@ pub struct Limits {
     pub stack_ring_bytes: u32,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self { max_live_blocks: 1 << 20, max_sites: 65_536, max_threads: 16_384, stack_ring_bytes: 8 << 20 }
-    }
+impl Limits {
+    /// For a large server: some 130 MiB of kernel memory, most of it for the live blocks.
+    pub const DEFAULT: Self = Self {
+        max_live_blocks: 1 << 20,
+        max_sites: Settings::DEFAULT.max_sites,
+        max_threads: 16_384,
+        stack_ring_bytes: 8 << 20,
+    };
 }
 
 /// Sizes of the unwind-table maps, in chunks.

@@ -2,6 +2,7 @@
 
 mod address_space;
 mod check;
+mod clock;
 mod code;
 mod error;
 mod event;
@@ -14,6 +15,7 @@ mod naming;
 mod rss;
 mod session;
 mod stacks;
+mod wait;
 
 pub use check::{Attached, Comparison, validate};
 pub use error::RecordError;

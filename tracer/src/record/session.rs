@@ -8,15 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    io::unix::{AsyncFd, AsyncFdReadyGuard},
-    signal::unix::{Signal, SignalKind, signal},
-    time::MissedTickBehavior,
-};
+use tokio::{io::unix::AsyncFd, time::MissedTickBehavior};
 use tracer_common::abi::{Loss, SiteCounters, Tally};
 
 use super::{
     RecordError,
+    clock::{monotonic_ns, nanoseconds, realtime_ns},
     code::CodeTables,
     event::{self, Event},
     link::{Links, Probe, Role},
@@ -26,6 +23,7 @@ use super::{
     naming::name_frames,
     rss,
     stacks::StackBook,
+    wait::{Signals, any_readable, clear, until, watched},
 };
 use crate::{
     attach::{
@@ -545,74 +543,4 @@ pub(super) fn probes_of(allocator: &Allocator) -> impl Iterator<Item = Probe<'_>
             role: *role,
         })
     })
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn realtime_ns() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, nanoseconds)
-}
-
-/// `CLOCK_MONOTONIC`, the clock of the BPF programs.
-fn monotonic_ns() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
-}
-
-/// The signals that end a recording in good order.
-struct Signals([Signal; 3]);
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self([
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
-        ]))
-    }
-
-    async fn any(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    }
-}
-
-/// A descriptor that the event loop watches for readability.
-fn watched(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the `AsyncFd` owns the descriptor, so it stays open, and an `OwnedFd` always gives the same one.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) }?)
-}
-
-async fn until(deadline: Option<tokio::time::Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The readiness is consumed whatever the ring holds: it is emptied each time.
-fn clear<T: std::os::fd::AsRawFd>(guard: std::io::Result<AsyncFdReadyGuard<'_, T>>) {
-    if let Ok(mut guard) = guard {
-        guard.clear_ready();
-    }
-}
-
-async fn any_readable(fds: &[AsyncFd<OwnedFd>]) {
-    std::future::poll_fn(|context| {
-        let mut ready = std::task::Poll::Pending;
-        for fd in fds {
-            if let std::task::Poll::Ready(guard) = fd.poll_read_ready(context) {
-                clear(guard);
-                ready = std::task::Poll::Ready(());
-            }
-        }
-        ready
-    })
-    .await;
 }
