@@ -248,7 +248,7 @@ fn every_mistake_is_one_line_that_says_what_to_do() {
         ("record 1 --min-size 64", "`--min-size 64`: without a unit; write `64B`"),
         ("record 1 --max-size 1Q", "`--max-size 1Q`: unknown unit"),
         ("record 1 --min-size 2KiB --max-size 1KiB", "`--min-size` is above `--max-size`"),
-        ("record 1 --max-live-blocks 5", "`--max-live-blocks 5`: out of range; choose from 1000 to"),
+        ("record 1 --max-live-blocks 0", "`--max-live-blocks 0`: out of range; choose from 1 to"),
         ("record 1 --max-sites x", "`--max-sites x`: not a whole number"),
         ("record 1 --max-threads 0", "`--max-threads 0`: out of range"),
         ("record 1 --stack-ring 3MiB", "`--stack-ring 3MiB`: not a power of two; the next one is `4MiB`"),

@@ -26,11 +26,12 @@ mod tests {
     #[test]
     fn own_memory_moves_with_what_is_touched() {
         let before = sample(std::process::id(), 1).unwrap();
-        let block = vec![1u8; 64 << 20];
+        // Other tests of this process take and give memory at the same time: much less than this.
+        let block = std::hint::black_box(vec![1u8; 512 << 20]);
         let after = sample(std::process::id(), 2).unwrap();
         assert_eq!(after.elapsed_ns, 2);
         let grown = after.rss_bytes - before.rss_bytes;
-        assert!((60 << 20..80 << 20).contains(&grown), "{grown} bytes, {} touched", block.len());
+        assert!((256 << 20..1024 << 20).contains(&grown), "{grown} bytes, {} touched", block.len());
         assert!(after.anonymous_bytes.unwrap() <= after.rss_bytes);
     }
 

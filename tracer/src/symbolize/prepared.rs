@@ -134,9 +134,12 @@ impl Layer {
         if self.debug_attempts > 0 {
             match self.ask(address, true) {
                 Ok(Some(mut locations)) => {
-                    if let Some(last) = locations.last_mut().filter(|last| last.function.is_none()) {
+                    if let Some(last) = locations.last_mut().filter(|last| is_unqualified(last)) {
                         let symbol = self.ask(address, false).ok().flatten();
-                        last.function = symbol.and_then(|mut symbol| symbol.pop()?.function);
+                        let symbol = symbol.and_then(|mut symbol| symbol.pop()?.function);
+                        if let Some(name) = symbol.filter(|name| says_more(name, last.function.as_deref())) {
+                            last.function = Some(name);
+                        }
                     }
                     return Ok(Some(locations));
                 }
@@ -171,6 +174,20 @@ impl Layer {
             }
         }
     }
+}
+
+/// Whether debug information may have left out where the function belongs to: line tables alone do
+/// (`-g1`, `line-tables-only`), and C++ has no linkage names for functions of a file's own.
+fn is_unqualified(location: &Location) -> bool {
+    location.function.as_deref().is_none_or(|name| !name.contains("::"))
+}
+
+/// Whether the symbol's name is the debug information's with more around it. Another name is that of an
+/// alias, or of a function that was split off: then the debug information is right.
+fn says_more(symbol: &str, known: Option<&str>) -> bool {
+    known.is_none_or(|known| {
+        symbol.contains("::") && symbol.contains(known.split('<').next().unwrap_or(known))
+    })
 }
 
 fn new_blazesym() -> blazesym::symbolize::Symbolizer {

@@ -303,7 +303,8 @@ fn outer_probe() -> u64 {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn a_rust_program_has_its_paths_and_inlined_functions() {
-    let locations = symbolize_own(outer_probe());
+    // The address behind the instruction may be the outer function's.
+    let locations = symbolize_own(outer_probe() - 1);
     assert_eq!(
         functions(&locations),
         [Some("offheap::symbolize::tests::inlined_probe"), Some("offheap::symbolize::tests::outer_probe"),]
