@@ -74,7 +74,7 @@ fn a_real_file_truncated_at_every_boundary() {
 
 /// A file whose one long FDE is interrupted by `count` others.
 fn many_over_one_long(count: u64) -> Vec<u8> {
-    let long = vec![0x0a, 0x0b].repeat(200_000);
+    let long = [0x0a, 0x0b].repeat(200_000);
     let outer = Function::new(0x1000, MEMORY_BYTES - 0x1000, &long);
     let inner = (0..count).map(|i| Function::new(0x1010 + i * 32, 16, &[]));
     let functions: Vec<_> = std::iter::once(outer).chain(inner).collect();
