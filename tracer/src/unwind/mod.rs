@@ -9,7 +9,7 @@
 //! mappings ─ process::MappingSet ─ PROCS and MAPS
 //! ```
 //!
-//! [`reference`] walks a captured stack by every rule of the DWARF tables, in user space. It shares with the
+//! [`mod@reference`] walks a captured stack by every rule of the DWARF tables, in user space. It shares with the
 //! tables how FDEs are found, and not one rule, so that the two can be compared.
 //!
 //! Every file is hostile input: all loops, allocations and evaluations are bounded by constants.
