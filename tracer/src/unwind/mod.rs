@@ -9,8 +9,8 @@
 //! mappings ─ process::MappingSet ─ PROCS and MAPS
 //! ```
 //!
-//! [`reference`] walks a captured stack by every rule of the DWARF tables, in user space. It shares no
-//! rule with the tables, so that the two can be compared.
+//! [`mod@reference`] walks a captured stack by every rule of the DWARF tables, in user space. It shares with the
+//! tables how FDEs are found, and not one rule, so that the two can be compared.
 //!
 //! Every file is hostile input: all loops, allocations and evaluations are bounded by constants.
 

@@ -1,4 +1,4 @@
-//! How long a table takes. `cargo test --release --test unwind bench -- --ignored --nocapture`
+//! How long a table and a reference walk take. `cargo test --release --test unwind bench -- --ignored --nocapture`
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -23,6 +23,13 @@ fn time_per_row() {
     for path in std::iter::once(own_file("libc.so")).chain(optional) {
         measure(&path);
     }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn time_per_reference_stack() {
+    let (frames, time) = super::live::time_of_reference_walk(10_000);
+    println!("reference walk of {frames} frames, with linear search of the mappings: {time:?}");
 }
 
 fn measure(path: &Path) {

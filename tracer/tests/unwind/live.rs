@@ -143,6 +143,17 @@ fn descend<const BYTES: usize>(depth: u32, to: &mut dyn FnMut()) {
     std::hint::black_box(&filler);
 }
 
+/// For the measurement of the reference walk.
+pub fn time_of_reference_walk(rounds: u32) -> (usize, std::time::Duration) {
+    let mut captured = None;
+    descend::<100>(30, &mut || captured = Some(capture()));
+    let (process, Captured { registers, stack }) = (Process::this(), captured.unwrap());
+    let start = std::time::Instant::now();
+    let walk_once = |_| reference::walk(registers, &stack, registers[7], true, &process).frames.len();
+    let frames = (0..rounds).map(walk_once).max().unwrap();
+    (frames, start.elapsed() / rounds)
+}
+
 #[test]
 fn own_stacks_are_walked_to_the_root_by_both() {
     let mut captured = Vec::new();

@@ -8,6 +8,7 @@ mod kernel;
 mod libraries;
 mod live;
 mod made_up;
+mod walks;
 
 use std::path::{Path, PathBuf};
 
