@@ -91,6 +91,8 @@ pub struct CodeTables {
     generation: u32,
     published: bool,
     problems: Vec<String>,
+    /// Most mappings that ever had no room in the kernel's set.
+    left_out: usize,
     /// The target's root directory, held so that debug files in it are found after it has exited.
     root: Option<OwnedFd>,
 }
@@ -129,6 +131,7 @@ impl CodeTables {
             generation: 0,
             published: false,
             problems: Vec::new(),
+            left_out: 0,
             root: None,
         }
     }
@@ -310,6 +313,11 @@ impl CodeTables {
         self.generation += 1;
         let set =
             MappingSet::build(&self.mappings, self.generation, self.space.epoch(), &mut self.allocator)?;
+        // Said once for each new maximum: their stacks end as `no-mapping`.
+        if set.left_out() > self.left_out {
+            self.left_out = set.left_out();
+            self.problems.push(format!("{} executable mappings are beyond what is followed", self.left_out));
+        }
         for (index, chunk) in set.chunks() {
             programs.mappings.set(index, Abi(*chunk), 0).map_err(failed("MAPPINGS"))?;
         }

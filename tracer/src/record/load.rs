@@ -32,7 +32,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// For a large server: some 130 MiB of kernel memory, most of it for the live blocks.
+    /// For a large server: some 143 MiB of kernel memory, most of it for the live blocks.
     pub const DEFAULT: Self = Self {
         max_live_blocks: 1 << 20,
         max_sites: Settings::DEFAULT.max_sites,
