@@ -4,6 +4,7 @@
 //! bits 0-7   function id        bits 20-23 index of the count argument
 //! bits 8-11  shape              bits 24-27 index of the pointer argument
 //! bits 16-19 index of the size argument    bits 32-47 bytes pushed since the function's first instruction
+//! bits 48-63 number of the allocator within the recording
 //! ```
 //!
 //! Worked example: `realloc` probed at its first instruction is id 3, shape 3, size argument 1, pointer
@@ -29,8 +30,9 @@ pub const SHAPE_RELEASE: u64 = 6;
 pub struct Cookie(pub u64);
 
 impl Cookie {
-    /// Packs a function; `pushed_bytes` is how far the stack pointer has moved at the probed instruction.
-    pub const fn new(function: &Function, pushed_bytes: u16) -> Self {
+    /// Packs a function; `pushed_bytes` is how far the stack pointer has moved at the probed instruction,
+    /// `allocator` the number of its object within the recording.
+    pub const fn new(function: &Function, pushed_bytes: u16, allocator: u16) -> Self {
         let (shape, size, count, pointer) = match function.shape {
             Shape::Allocate { size } => (SHAPE_ALLOCATE, size, 0, 0),
             Shape::AllocateArray { count, size } => (SHAPE_ALLOCATE_ARRAY, size, count, 0),
@@ -45,7 +47,8 @@ impl Cookie {
                 | ((size as u64) << 16)
                 | ((count as u64) << 20)
                 | ((pointer as u64) << 24)
-                | ((pushed_bytes as u64) << 32),
+                | ((pushed_bytes as u64) << 32)
+                | ((allocator as u64) << 48),
         )
     }
 
@@ -84,6 +87,12 @@ impl Cookie {
     pub const fn pushed_bytes(self) -> u64 {
         (self.0 >> 32) & 0xffff
     }
+
+    /// Number of the allocator within the recording.
+    #[inline(always)]
+    pub const fn allocator(self) -> u32 {
+        (self.0 >> 48) as u32
+    }
 }
 
 #[cfg(test)]
@@ -93,13 +102,14 @@ mod tests {
 
     #[test]
     fn the_worked_example_holds() {
-        assert_eq!(by_name("realloc").map(|f| Cookie::new(f, 0)), Some(Cookie(0x0001_0303)));
+        assert_eq!(by_name("realloc").map(|f| Cookie::new(f, 0, 0)), Some(Cookie(0x0001_0303)));
     }
 
     #[test]
     fn every_function_survives_packing() {
         for function in FUNCTIONS {
-            let cookie = Cookie::new(function, 8);
+            let cookie = Cookie::new(function, 8, 0xfffe);
+            assert_eq!(cookie.allocator(), 0xfffe);
             assert_eq!(cookie.function(), function.id);
             assert_eq!(cookie.pushed_bytes(), 8);
             match function.shape {

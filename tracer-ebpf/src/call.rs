@@ -9,13 +9,14 @@ use aya_ebpf::{
 use aya_log_ebpf::{debug, trace};
 use core::ffi::c_void;
 use tracer_common::{
-    abi::{CallInFlight, LiveBlock, LiveKey, Loss},
+    abi::{CallInFlight, LENS_MALLOC, LiveBlock, LiveKey, Loss},
     cookie::{Cookie, SHAPE_ALIGNED_OUT, SHAPE_ALLOCATE_ARRAY, SHAPE_RESIZE, SHAPE_RESIZE_ARRAY},
     outcome,
 };
 
 use crate::{
-    book, intern,
+    book,
+    intern::{self, Origin},
     map::{CALLS, SETTINGS},
     task::{self, Registers},
 };
@@ -147,7 +148,13 @@ pub fn leave(ctx: &RetProbeContext) {
     if size_bytes < settings.min_size_bytes || size_bytes > settings.max_size_bytes {
         return book::tally(Loss::FilteredSize, size_bytes);
     }
-    let site = intern::site_of_stack(ctx, pid_tgid, size_bytes);
+    let site = intern::site_of_stack(
+        ctx,
+        pid_tgid,
+        regs.start(),
+        Origin { lens: LENS_MALLOC, origin: cookie.allocator() },
+        size_bytes,
+    );
     trace!(ctx, "block {:x} of {} bytes at site {}", address, size_bytes, site);
     book::allocation(
         LiveKey { tgid, reserved: 0, address },

@@ -1,6 +1,6 @@
 //! Stack to site: each distinct stack is sent to user space once, and has a number from then on.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ringbuf_output};
+use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::generated::bpf_ringbuf_output};
 use aya_log_ebpf::debug;
 use tracer_common::abi::{
     EVENT_REFRESH, EVENT_STACK, EventHeader, Loss, MAX_FRAMES, SITE_LOST, SiteKey, StackEnd, StackEvent,
@@ -10,23 +10,40 @@ use crate::{
     atomic, book,
     map::{EVENTS, PROCESSES, SETTINGS, SITE_COUNT, SITE_KEYS},
     scratch::{self, Slot},
-    task::{Registers, tgid_of},
-    walk,
+    task::tgid_of,
+    walk::{self, Start},
 };
-use aya_ebpf::programs::RetProbeContext;
+
+/// What makes two sites of one stack, sent along with it.
+#[derive(Clone, Copy)]
+pub struct Origin {
+    /// `LENS_` constant.
+    pub lens: u32,
+    /// Depends on the lens, see [`StackEvent::origin`].
+    pub origin: u32,
+}
 
 /// Walks the current stack and gives its site, [`SITE_LOST`] with a counted reason where it has none.
 #[inline(always)]
-pub fn site_of_stack(ctx: &RetProbeContext, pid_tgid: u64, size_bytes: u64) -> u32 {
+pub fn site_of_stack<C: EbpfContext>(
+    ctx: &C,
+    pid_tgid: u64,
+    start: Start,
+    origin: Origin,
+    size_bytes: u64,
+) -> u32 {
     let Some(index) = scratch::claim(pid_tgid) else { return SITE_LOST };
     let Some(slot) = crate::map::SLOTS.get_ptr_mut(index) else { return SITE_LOST };
     let tgid = tgid_of(pid_tgid);
-    walk::walk(slot, index, tgid, Registers::new(ctx.regs));
+    walk::walk(slot, index, tgid, start);
     // SAFETY: a map value that this program has claimed.
     let state = unsafe { &mut *slot };
     if state.event.end == StackEnd::NoMapping as u32 {
         ask_for_refresh(ctx, tgid, state.pc);
     }
+    state.event.lens = origin.lens;
+    state.event.origin = origin.origin;
+    state.hash = walk::mix(state.hash, u64::from(origin.lens) << 32 | u64::from(origin.origin));
     let site = intern(state, tgid, size_bytes);
     scratch::release(slot);
     site
@@ -81,7 +98,7 @@ fn intern(state: &mut Slot, tgid: u32, size_bytes: u64) -> u32 {
 
 /// Asks user space, once per mapping set, to read the mappings again.
 #[inline(always)]
-fn ask_for_refresh(ctx: &RetProbeContext, tgid: u32, pc: u64) {
+fn ask_for_refresh<C: EbpfContext>(ctx: &C, tgid: u32, pc: u64) {
     let Some(process) = PROCESSES.get_ptr_mut(tgid) else { return };
     // SAFETY: a map value.
     if !unsafe { atomic::claim32(&raw mut (*process).refresh, 0, 1) } {

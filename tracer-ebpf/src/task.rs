@@ -4,6 +4,8 @@ use core::ptr;
 
 use aya_ebpf::{bindings::pt_regs, helpers::generated::bpf_get_current_pid_tgid};
 
+use crate::walk::Start;
+
 /// `tgid << 32 | tid` of the current thread.
 #[inline(always)]
 pub fn pid_tgid() -> u64 {
@@ -49,6 +51,12 @@ impl Registers {
         unsafe { (*self.0).rbp as u64 }
     }
 
+    /// Where a stack walk from here begins.
+    #[inline(always)]
+    pub fn start(self) -> Start {
+        Start { pc: self.pc(), sp: self.sp(), fp: self.fp() }
+    }
+
     /// Return value.
     #[inline(always)]
     pub fn result(self) -> u64 {
@@ -56,24 +64,26 @@ impl Registers {
         unsafe { (*self.0).rax as u64 }
     }
 
-    /// Integer argument `index`, from 0; the function table has none beyond 2.
+    /// Integer argument `index`, from 0; the function table has none beyond 3.
     ///
     /// All are read before one is chosen: LLVM would choose the address first, and the verifier refuses
     /// that ("dereference of modified ctx ptr").
     #[inline(always)]
     pub fn argument(self, index: u64) -> u64 {
-        // SAFETY: as above; volatile keeps the three reads apart.
-        let (first, second, third) = unsafe {
+        // SAFETY: as above; volatile keeps the four reads apart.
+        let (first, second, third, fourth) = unsafe {
             (
                 ptr::read_volatile(&raw const (*self.0).rdi) as u64,
                 ptr::read_volatile(&raw const (*self.0).rsi) as u64,
                 ptr::read_volatile(&raw const (*self.0).rdx) as u64,
+                ptr::read_volatile(&raw const (*self.0).rcx) as u64,
             )
         };
         match index {
             0 => first,
             1 => second,
-            _ => third,
+            2 => third,
+            _ => fourth,
         }
     }
 

@@ -22,7 +22,7 @@ pub fn leave(ctx: &RetProbeContext) {
     let pid_tgid = task::pid_tgid();
     let Some(index) = scratch::claim(pid_tgid) else { return };
     let Some(slot) = SLOTS.get_ptr_mut(index) else { return };
-    walk::walk(slot, index, task::tgid_of(pid_tgid), regs);
+    walk::walk(slot, index, task::tgid_of(pid_tgid), regs.start());
     // A full ring is no loss here: the mode samples what the reader can take.
     if let Some(mut entry) = VALIDATIONS.reserve::<Validation>(0) {
         let out = entry.as_mut_ptr();

@@ -20,7 +20,6 @@ use tracer_common::{
 use crate::{
     map::{ESCAPES, MAPPINGS, PAGES, PROCESSES, ROWS, SLOTS},
     scratch::{NO_WINDOW, Slot},
-    task::Registers,
 };
 
 /// A failed lookup is `FAILED | StackEnd`; rules have 22 bits.
@@ -28,15 +27,26 @@ const FAILED: u32 = 1 << 31;
 const HASH_SEED: u64 = 0xcbf2_9ce4_8422_2325;
 const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Walks the stack from `regs`; afterwards `slot.event` holds it. The first pc is looked up as a return
+/// Where a walk begins.
+#[derive(Clone, Copy)]
+pub struct Start {
+    /// Program counter: a return address, or the one behind a `syscall` instruction.
+    pub pc: u64,
+    /// Stack pointer.
+    pub sp: u64,
+    /// Frame pointer.
+    pub fp: u64,
+}
+
+/// Walks the stack from `start`; afterwards `slot.event` holds it. The first pc is looked up as a return
 /// address.
 #[inline(always)]
-pub fn walk(slot: *mut Slot, index: u32, tgid: u32, regs: Registers) {
+pub fn walk(slot: *mut Slot, index: u32, tgid: u32, start: Start) {
     // SAFETY: `slot` is the claimed map value of `index`.
     let state = unsafe { &mut *slot };
-    state.pc = regs.pc();
-    state.sp = regs.sp();
-    state.fp = regs.fp();
+    state.pc = start.pc;
+    state.sp = start.sp;
+    state.fp = start.fp;
     state.hash = HASH_SEED;
     state.leaf = 0;
     state.window_start = NO_WINDOW;
@@ -56,8 +66,9 @@ pub fn walk(slot: *mut Slot, index: u32, tgid: u32, regs: Registers) {
     state.hash = mix(state.hash, u64::from(state.event.end));
 }
 
+/// One step of the hash that identifies a stack.
 #[inline(always)]
-fn mix(hash: u64, value: u64) -> u64 {
+pub fn mix(hash: u64, value: u64) -> u64 {
     let hash = (hash ^ value).wrapping_mul(HASH_FACTOR);
     hash ^ (hash >> 29)
 }

@@ -9,6 +9,11 @@ pub const EVENT_EXEC: u32 = 2;
 /// The unwinder met a program counter in no known mapping: [`EventHeader`] alone, `value` is that pc.
 pub const EVENT_REFRESH: u32 = 3;
 
+/// The site is one of allocator calls; its bytes are counted by the kernel's programs.
+pub const LENS_MALLOC: u32 = 0;
+/// The site is one of mappings; its bytes are counted by user space.
+pub const LENS_MMAP: u32 = 1;
+
 /// Set in a program counter that is not a return address: a signal interrupted the code right there.
 /// User addresses never have this bit.
 pub const FRAME_INTERRUPTED: u64 = 1 << 63;
@@ -40,14 +45,19 @@ pub struct StackEvent {
     pub frame_count: u32,
     /// [`super::StackEnd`] code.
     pub end: u32,
+    /// [`LENS_MALLOC`] or [`LENS_MMAP`].
+    pub lens: u32,
+    /// What tells sites with the same stack apart. [`LENS_MALLOC`]: the allocator's number, as in the attach
+    /// cookie. [`LENS_MMAP`]: what kind of mapping, and the number of the allocator that asked for it.
+    pub origin: u32,
     /// Program counters, innermost first: return addresses, except those with [`FRAME_INTERRUPTED`].
     pub frames: [u64; MAX_FRAMES],
 }
-layout!(StackEvent, 32 + 8 * MAX_FRAMES, [header: EventHeader, site: u32, epoch: u32, frame_count: u32, end: u32, frames: [u64; MAX_FRAMES]]);
+layout!(StackEvent, 40 + 8 * MAX_FRAMES, [header: EventHeader, site: u32, epoch: u32, frame_count: u32, end: u32, lens: u32, origin: u32, frames: [u64; MAX_FRAMES]]);
 
 impl StackEvent {
     /// Bytes before the first frame.
-    pub const HEAD_BYTES: usize = 32;
+    pub const HEAD_BYTES: usize = 40;
 }
 
 /// Pages of raw stack in a [`Validation`].

@@ -123,7 +123,7 @@ fn examine(tgid: u32, entry: &MapEntry, exe: Option<(u64, u64)>) -> Result<Optio
     for definition in found {
         match place(definition.function, &definition.body) {
             Some(placement) => {
-                let cookie = Cookie::new(definition.function, placement.pushed_bytes);
+                let cookie = Cookie::new(definition.function, placement.pushed_bytes, 0);
                 probed.push(Probed { definition, placement, cookie });
             }
             None => skipped.push(Skipped {

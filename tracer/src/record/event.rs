@@ -17,6 +17,10 @@ pub enum Event {
         epoch: u32,
         /// Why it ends.
         end: StackEnd,
+        /// `LENS_` constant.
+        lens: u32,
+        /// See [`StackEvent::origin`].
+        origin: u32,
         /// Innermost first.
         frames: Vec<u64>,
     },
@@ -49,7 +53,15 @@ pub fn decode(bytes: &[u8]) -> Option<Event> {
             }
             let body = bytes.get(StackEvent::HEAD_BYTES..)?.get(..count * 8)?;
             let frames = body.chunks_exact(8).filter_map(read::<u64>).collect();
-            Some(Event::Stack { tgid: header.tgid, site: word(16)?, epoch: word(20)?, end, frames })
+            Some(Event::Stack {
+                tgid: header.tgid,
+                site: word(16)?,
+                epoch: word(20)?,
+                end,
+                lens: word(32)?,
+                origin: word(36)?,
+                frames,
+            })
         }
         _ => None,
     }
@@ -60,6 +72,7 @@ pub fn decode(bytes: &[u8]) -> Option<Event> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tracer_common::abi::LENS_MMAP;
 
     fn stack_bytes(frames: &[u64], end: u32) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -67,7 +80,7 @@ mod tests {
             bytes.extend(word.to_le_bytes());
         }
         bytes.extend(0x1234u64.to_le_bytes());
-        for word in [3, 5, u32::try_from(frames.len()).unwrap(), end] {
+        for word in [3, 5, u32::try_from(frames.len()).unwrap(), end, LENS_MMAP, 9] {
             bytes.extend(word.to_le_bytes());
         }
         frames.iter().for_each(|frame| bytes.extend(frame.to_le_bytes()));
@@ -80,9 +93,13 @@ mod tests {
         assert_eq!(std::mem::offset_of!(StackEvent, epoch), 20);
         assert_eq!(std::mem::offset_of!(StackEvent, frame_count), 24);
         assert_eq!(std::mem::offset_of!(StackEvent, end), 28);
+        assert_eq!(std::mem::offset_of!(StackEvent, lens), 32);
+        assert_eq!(std::mem::offset_of!(StackEvent, origin), 36);
         let event = decode(&stack_bytes(&[10, 20], StackEnd::ThreadStart as u32)).unwrap();
         let frames = vec![10, 20];
-        assert_eq!(event, Event::Stack { tgid: 7, site: 3, epoch: 5, end: StackEnd::ThreadStart, frames });
+        let end = StackEnd::ThreadStart;
+        let wanted = Event::Stack { tgid: 7, site: 3, epoch: 5, end, lens: LENS_MMAP, origin: 9, frames };
+        assert_eq!(event, wanted);
     }
 
     #[test]

@@ -326,7 +326,7 @@ impl Session {
         }
         for event in events {
             match event {
-                Event::Stack { tgid, site, epoch, end, frames } => {
+                Event::Stack { tgid, site, epoch, end, frames, .. } => {
                     let added = self.book.add(self.code.space(), (tgid, epoch), site, &frames, end);
                     for frame in &added.frames {
                         self.writer.add_frame(frame)?;
