@@ -1,7 +1,7 @@
 //! offheap on the running kernel, against the ground truth of its targets.
 //!
 //! Root and a release build of offheap are needed; `cargo xtask test` provides both. The modules `native`,
-//! `lifecycle`, `errors`, `losses` and `output` also run in virtual machines with other kernels
+//! `lifecycle`, `errors`, `losses`, `output` and `processes` also run in virtual machines with other kernels
 //! (`cargo xtask vm`), `runtime` needs the language runtimes of this machine.
 
 mod errors;
@@ -10,6 +10,7 @@ mod losses;
 mod native;
 mod old_kernel;
 mod output;
+mod processes;
 mod runtime;
 
 use anyhow::ensure;

@@ -34,6 +34,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("noleak", Recipe::C, "noleak"),
     ("startup", Recipe::C, "startup"),
     ("puppet", Recipe::C, "puppet"),
+    ("family", Recipe::C, "family"),
     ("spin_pairs", Recipe::C, "spin_pairs"),
     ("exceptions", Recipe::Cpp, "exceptions"),
     ("server_stripped", Recipe::CppStripped, "server_stripped"),

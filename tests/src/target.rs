@@ -80,6 +80,20 @@ impl Target {
         self.output.wait_for("`done`", |line| line == "done").map(drop)
     }
 
+    /// The same for an order to a family that makes a child; gives the child's process id.
+    pub fn order_child(&mut self) -> Result<u32> {
+        self.send("fork")?;
+        let line = self.output.wait_for("`child`", |line| line.starts_with("child "))?;
+        self.output.wait_for("`done`", |line| line == "done")?;
+        line.trim_start_matches("child ").parse().context("not a process id")
+    }
+
+    /// Sends an order after which the target says `ready`.
+    pub fn order_anew(&mut self, order: &str) -> Result {
+        self.send(order)?;
+        self.output.wait_for("`ready`", |line| line == "ready").map(drop)
+    }
+
     /// Lets the target work, and waits for what it knows.
     pub fn work(&mut self) -> Result<Truth> {
         self.send("go")?;

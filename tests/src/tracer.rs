@@ -78,7 +78,12 @@ impl Recording {
     /// Attaches to a target, with further arguments, and waits until the probes are in place.
     pub fn attach(target: &Target, arguments: &[&str]) -> Result<Self> {
         let pid = target.pid().to_string();
-        let fixed = ["-p", &pid, "--duration", "600s"];
+        Self::attach_with(&[&["-p", &pid], arguments].concat())
+    }
+
+    /// Attaches to what the arguments say, and waits until the probes are in place.
+    pub fn attach_with(arguments: &[&str]) -> Result<Self> {
+        let fixed = ["--duration", "600s"];
         let all = fixed.iter().chain(arguments).map(OsStr::new);
         let mut recording = Self::start(all, Stdio::null(), Stdio::null())?;
         recording.wait_until_attached()?;
@@ -87,7 +92,13 @@ impl Recording {
 
     /// Runs a command under offheap; gives its input and output too.
     pub fn launch(command: &[&OsStr]) -> Result<(Self, ChildStdin, Lines)> {
-        let arguments = std::iter::once(OsStr::new("--")).chain(command.iter().copied());
+        Self::launch_with(&[], command)
+    }
+
+    /// The same with arguments.
+    pub fn launch_with(arguments: &[&str], command: &[&OsStr]) -> Result<(Self, ChildStdin, Lines)> {
+        let arguments = arguments.iter().map(OsStr::new);
+        let arguments = arguments.chain([OsStr::new("--")]).chain(command.iter().copied());
         let mut recording = Self::start(arguments, Stdio::piped(), Stdio::piped())?;
         let input = recording.child.stdin.take().context("no input pipe")?;
         let output = Lines::new("the command", recording.child.stdout.take().context("no output pipe")?);
@@ -107,6 +118,13 @@ impl Recording {
     fn wait_until_attached(&mut self) -> Result {
         let errors = self.errors.as_mut().context("the recording has ended")?;
         errors.wait_for("`attached`", |line| line.contains("attached")).map(drop)
+    }
+
+    /// Waits for a line on the standard error that has `text` in it; with `-v` there is one for each change of what
+    /// is recorded.
+    pub fn wait_until_said(&mut self, text: &str) -> Result {
+        let errors = self.errors.as_mut().context("the recording has ended")?;
+        errors.wait_for(&format!("`{text}`"), |line| line.contains(text)).map(drop)
     }
 
     /// Ends the recording as Ctrl-C does.

@@ -38,7 +38,7 @@ pub fn enter(ctx: &ProbeContext) {
     // SAFETY: `ctx` is the context the kernel passed.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
     let pid_tgid = task::pid_tgid();
-    let tgid = task::tgid_of(pid_tgid);
+    let tgid = task::memory_owner(pid_tgid);
     let entry_sp = regs.sp().wrapping_add(cookie.pushed_bytes());
     let call = match CALLS.get_ptr_mut(pid_tgid) {
         Some(call) => call,
@@ -98,7 +98,7 @@ pub fn enter(ctx: &ProbeContext) {
 pub fn leave(ctx: &RetProbeContext) {
     let regs = Registers::new(ctx.regs);
     let pid_tgid = task::pid_tgid();
-    let tgid = task::tgid_of(pid_tgid);
+    let tgid = task::memory_owner(pid_tgid);
     let Some(call) = CALLS.get_ptr_mut(pid_tgid) else {
         return book::tally(Loss::UnmatchedReturn, 0);
     };
@@ -150,7 +150,7 @@ pub fn leave(ctx: &RetProbeContext) {
     }
     let site = intern::site_of_stack(
         ctx,
-        pid_tgid,
+        (pid_tgid, tgid),
         regs.start(),
         Origin { lens: LENS_MALLOC, origin: cookie.allocator() },
         size_bytes,

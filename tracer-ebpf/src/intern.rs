@@ -10,7 +10,6 @@ use crate::{
     atomic, book,
     map::{EVENTS, PROCESSES, SETTINGS, SITE_COUNT, SITE_KEYS},
     scratch::{self, Slot},
-    task::tgid_of,
     walk::{self, Start},
 };
 
@@ -23,18 +22,17 @@ pub struct Origin {
     pub origin: u32,
 }
 
-/// Walks the current stack and gives its site, [`SITE_LOST`] with a counted reason where it has none.
+/// Walks the current stack of the memory of process `tgid` and gives its site, [`SITE_LOST`] with a counted reason where it has none.
 #[inline(always)]
 pub fn site_of_stack<C: EbpfContext>(
     ctx: &C,
-    pid_tgid: u64,
+    (pid_tgid, tgid): (u64, u32),
     start: Start,
     origin: Origin,
     size_bytes: u64,
 ) -> u32 {
     let Some(index) = scratch::claim(pid_tgid) else { return SITE_LOST };
     let Some(slot) = crate::map::SLOTS.get_ptr_mut(index) else { return SITE_LOST };
-    let tgid = tgid_of(pid_tgid);
     walk::walk(slot, index, tgid, start);
     // SAFETY: a map value that this program has claimed.
     let state = unsafe { &mut *slot };

@@ -1,19 +1,75 @@
-//! Threads that end and processes that become another program.
+//! Processes that begin, become another program, and end, and threads that end.
 
-use aya_ebpf::{bindings::BPF_ANY, programs::RawTracePointContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::generated::bpf_probe_read_kernel,
+    programs::{RawTracePointContext, TracePointContext},
+};
 use aya_log_ebpf::info;
-use tracer_common::abi::{EVENT_EXEC, EventHeader, Loss};
+use tracer_common::abi::{EVENT_EXEC, EVENT_FORK, EventHeader, Loss, Process};
 
 use crate::{
-    book,
-    map::{CALLS, EVENTS, EXECS, PROCESSES},
+    atomic, book,
+    map::{CALLS, EVENTS, EXECS, OWNERS, PROCESSES, SETTINGS, SHARER_COUNT},
     task,
 };
 
-/// Forgets the call that the thread was in.
+/// The kernel's CLONE_VM and CLONE_THREAD, include/uapi/linux/sched.h.
+const CLONE_VM: u64 = 0x100;
+const CLONE_THREAD: u64 = 0x1_0000;
+/// `pid` is the first field of the record of `task_newtask`, behind the common ones.
+const PID_OFFSET: usize = 8;
+
+/// A traced process has made a new task. It has not run yet: nothing of it is missed in the kernel.
+#[inline(always)]
+pub fn new_task(ctx: &TracePointContext) {
+    let pid_tgid = task::pid_tgid();
+    let parent = task::memory_owner(pid_tgid);
+    let Some(process) = PROCESSES.get_ptr(parent) else { return };
+    let settings = SETTINGS.load();
+    let (mut child, mut flags) = (0u32, 0u64);
+    let record = ctx.as_ptr().cast::<u8>();
+    // SAFETY: the destinations are locals of these sizes; the sources lie in the record, and the helper checks them.
+    unsafe {
+        if bpf_probe_read_kernel((&raw mut child).cast(), 4, record.wrapping_add(PID_OFFSET).cast()) != 0
+            || bpf_probe_read_kernel(
+                (&raw mut flags).cast(),
+                8,
+                record.wrapping_add(settings.clone_flags_offset as usize).cast(),
+            ) != 0
+        {
+            return;
+        }
+    }
+    if flags & CLONE_THREAD != 0 {
+        return;
+    }
+    if flags & CLONE_VM != 0 {
+        if OWNERS.insert(child, parent, u64::from(BPF_NOEXIST)).is_ok() {
+            add_sharers(1);
+        }
+        return;
+    }
+    if settings.follow == 0 {
+        return;
+    }
+    // The child's memory is laid out as the parent's. User space replaces the set, or takes it away.
+    // SAFETY: a map value.
+    let process = unsafe { &*process };
+    let _ = PROCESSES.insert(child, process, u64::from(BPF_ANY));
+    announce(child, parent, process.epoch);
+}
+
+/// Forgets the call that the thread was in, and whose memory its process has shared.
 #[inline(always)]
 pub fn thread_exit() {
-    let _ = CALLS.remove(task::pid_tgid());
+    let pid_tgid = task::pid_tgid();
+    let _ = CALLS.remove(pid_tgid);
+    let tgid = task::tgid_of(pid_tgid);
+    if pid_tgid as u32 == tgid {
+        forget_owner(tgid);
+    }
 }
 
 /// Ends the records of a traced process: the address space is new.
@@ -21,16 +77,55 @@ pub fn thread_exit() {
 pub fn process_exec(ctx: &RawTracePointContext) {
     let pid_tgid = task::pid_tgid();
     let tgid = task::tgid_of(pid_tgid);
-    if PROCESSES.get_ptr(tgid).is_none() {
+    let owner = task::memory_owner(pid_tgid);
+    if owner != tgid {
+        let _ = CALLS.remove(pid_tgid);
+        forget_owner(tgid);
+        if SETTINGS.load().follow != 0 && PROCESSES.get_ptr(owner).is_some() {
+            let _ = PROCESSES.insert(tgid, &Process::EMPTY, u64::from(BPF_ANY));
+            announce(tgid, owner, 0);
+        }
         return;
     }
+    let Some(process) = PROCESSES.get_ptr_mut(tgid) else { return };
     let _ = CALLS.remove(pid_tgid);
     let now_ns = book::now_ns();
     let _ = EXECS.insert(tgid, now_ns, u64::from(BPF_ANY));
-    // Until user space has read the new mappings, stacks end at once rather than follow the old tables.
-    let _ = PROCESSES.remove(tgid);
+    // Until user space has read the new mappings, stacks end at once rather than follow the old tables. The other
+    // threads of the process are gone by now: nobody else reads the set.
+    // SAFETY: a map value.
+    unsafe {
+        (*process).generation = 0;
+        (*process).chunk_count = 0;
+        (*process).refresh = 0;
+        (*process).epoch += 1;
+    }
     info!(ctx, "process {} executes a new program", tgid);
     if EVENTS.output::<EventHeader>(EventHeader { kind: EVENT_EXEC, tgid, value: now_ns }, 0).is_err() {
         book::tally(Loss::EventRingFull, 0);
+    }
+}
+
+#[inline(always)]
+fn announce(child: u32, parent: u32, epoch: u32) {
+    let value = u64::from(epoch) << 32 | u64::from(parent);
+    let event = EventHeader { kind: EVENT_FORK, tgid: child, value };
+    if EVENTS.output::<EventHeader>(event, 0).is_err() {
+        book::tally(Loss::EventRingFull, 0);
+    }
+}
+
+#[inline(always)]
+fn forget_owner(tgid: u32) {
+    if OWNERS.remove(tgid).is_ok() {
+        add_sharers(-1);
+    }
+}
+
+#[inline(always)]
+fn add_sharers(difference: i32) {
+    if let Some(count) = SHARER_COUNT.get_ptr_mut(0) {
+        // SAFETY: a map value.
+        unsafe { atomic::fetch_add(count, difference as u32) };
     }
 }

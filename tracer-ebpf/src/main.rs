@@ -20,8 +20,8 @@ mod validate;
 mod walk;
 
 use aya_ebpf::{
-    macros::{raw_tracepoint, uprobe, uretprobe},
-    programs::{ProbeContext, RawTracePointContext, RetProbeContext},
+    macros::{raw_tracepoint, tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
 };
 
 /// An allocating function is entered.
@@ -52,6 +52,14 @@ pub fn release_enter(ctx: ProbeContext) -> u32 {
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
     lifecycle::thread_exit();
+    0
+}
+
+/// A process makes a child, or a thread.
+#[tracepoint]
+pub fn new_task(ctx: TracePointContext) -> u32 {
+    map::forbid_private_stack(&ctx);
+    lifecycle::new_task(&ctx);
     0
 }
 

@@ -51,6 +51,15 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 #[map]
 pub static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 
+/// Processes that share the memory of a traced one without being its threads (vfork, CLONE_VM): tgid → the tgid
+/// whose memory it is.
+#[map]
+pub static OWNERS: HashMap<u32, u32> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+
+/// Element 0: entries of [`OWNERS`]. Mostly 0, so that most calls need no lookup there.
+#[map]
+pub static SHARER_COUNT: Array<u32> = Array::with_max_entries(1, 0);
+
 /// Time of the last exec by tgid, in ns.
 #[map]
 pub static EXECS: HashMap<u32, u64> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);

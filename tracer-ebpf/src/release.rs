@@ -23,7 +23,7 @@ pub fn enter(ctx: &ProbeContext) {
         return;
     }
     let pid_tgid = task::pid_tgid();
-    match book::take(LiveKey { tgid: task::tgid_of(pid_tgid), reserved: 0, address }) {
+    match book::take(LiveKey { tgid: task::memory_owner(pid_tgid), reserved: 0, address }) {
         Some(block) => book::freed(&block),
         None => {
             // Inside of an allocator call it is the allocator's own block, or one that is set aside.

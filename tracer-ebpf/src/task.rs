@@ -4,7 +4,10 @@ use core::ptr;
 
 use aya_ebpf::{bindings::pt_regs, helpers::generated::bpf_get_current_pid_tgid};
 
-use crate::walk::Start;
+use crate::{
+    map::{OWNERS, SHARER_COUNT},
+    walk::Start,
+};
 
 /// `tgid << 32 | tid` of the current thread.
 #[inline(always)]
@@ -17,6 +20,19 @@ pub fn pid_tgid() -> u64 {
 #[inline(always)]
 pub fn tgid_of(pid_tgid: u64) -> u32 {
     (pid_tgid >> 32) as u32
+}
+
+/// The process whose memory the current thread works on: its own, or that of its parent after vfork.
+#[inline(always)]
+pub fn memory_owner(pid_tgid: u64) -> u32 {
+    let tgid = tgid_of(pid_tgid);
+    // SAFETY: a map value.
+    let shares = SHARER_COUNT.get_ptr(0).is_some_and(|count| unsafe { ptr::read_volatile(count) } != 0);
+    if !shares {
+        return tgid;
+    }
+    // SAFETY: a map value.
+    OWNERS.get_ptr(tgid).map_or(tgid, |owner| unsafe { *owner })
 }
 
 /// User registers at a probe.

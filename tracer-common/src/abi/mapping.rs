@@ -77,6 +77,17 @@ pub struct Process {
     /// Index of each chunk.
     pub chunk: [u32; PROCESS_CHUNKS],
 }
+impl Process {
+    /// No mappings: every stack ends at once, and asks for a refresh. No set of user space has generation 0.
+    pub const EMPTY: Self = Self {
+        generation: 0,
+        epoch: 0,
+        chunk_count: 0,
+        refresh: 0,
+        top: [u64::MAX; PROCESS_CHUNKS],
+        chunk: [0; PROCESS_CHUNKS],
+    };
+}
 layout!(Process, 16 + 12 * PROCESS_CHUNKS, [generation: u32, epoch: u32, chunk_count: u32, refresh: u32, top: [u64; PROCESS_CHUNKS], chunk: [u32; PROCESS_CHUNKS]]);
 
 /// CFA = stack pointer + `cfa_offset`.

@@ -14,11 +14,21 @@ pub struct Settings {
     pub max_sites: u32,
     /// Zero.
     pub reserved: u32,
+    /// 1: children of traced processes are traced too.
+    pub follow: u32,
+    /// Where `clone_flags` stands in the record of the tracepoint `task_newtask`.
+    pub clone_flags_offset: u32,
 }
-layout!(Settings, 24, [min_size_bytes: u64, max_size_bytes: u64, max_sites: u32, reserved: u32]);
+layout!(Settings, 32, [min_size_bytes: u64, max_size_bytes: u64, max_sites: u32, reserved: u32, follow: u32, clone_flags_offset: u32]);
 
 impl Settings {
-    /// Books every size.
-    pub const DEFAULT: Self =
-        Self { min_size_bytes: 0, max_size_bytes: u64::MAX, max_sites: 65_536, reserved: 0 };
+    /// Books every size, follows nobody.
+    pub const DEFAULT: Self = Self {
+        min_size_bytes: 0,
+        max_size_bytes: u64::MAX,
+        max_sites: 65_536,
+        reserved: 0,
+        follow: 0,
+        clone_flags_offset: 32,
+    };
 }

@@ -9,6 +9,7 @@ pub mod object;
 pub mod placement;
 pub mod resolve;
 mod runtime;
+pub mod scope;
 pub mod target;
 
 pub use error::AttachError;

@@ -30,21 +30,8 @@ pub struct TargetProcess {
 /// # Errors
 /// [`AttachError`]: each of its variants says what to do.
 pub fn examine(tgid: u32) -> Result<TargetProcess, AttachError> {
-    let gone = || AttachError::NoProcess { tgid };
-    let pid = i32::try_from(tgid).ok().and_then(rustix::process::Pid::from_raw).ok_or_else(gone)?;
     // Opened first: whatever is read afterwards belongs to the process that this stands for, or to none.
-    let exit = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
-        Ok(exit) => exit,
-        // A thread that is no group leader.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
-            let status = read_bounded(tgid, "status", MAX_CMDLINE_BYTES)?;
-            return Err(match Status::parse(&status).tgid {
-                Some(leader) if leader != tgid => AttachError::Thread { tid: tgid, tgid: leader },
-                _ => gone(),
-            });
-        }
-        Err(_) => return Err(gone()),
-    };
+    let exit = open_pidfd(tgid)?;
     let status = Status::parse(&read_bounded(tgid, "status", MAX_CMDLINE_BYTES)?);
     if let Some(leader) = status.tgid.filter(|leader| *leader != tgid) {
         return Err(AttachError::Thread { tid: tgid, tgid: leader });
@@ -63,6 +50,38 @@ pub fn examine(tgid: u32) -> Result<TargetProcess, AttachError> {
         runtime: runtime::of_process(tgid),
     };
     Ok(TargetProcess { target, uid: status.uid, exit })
+}
+
+/// A child of a process that is traced already and runs the same program: what is the same is not read again.
+///
+/// # Errors
+/// As [`examine`]; mostly that it has gone.
+pub fn examine_child(tgid: u32, parent: &Target) -> Result<TargetProcess, AttachError> {
+    let exit = open_pidfd(tgid)?;
+    let status = Status::parse(&read_bounded(tgid, "status", MAX_CMDLINE_BYTES)?);
+    if status.state == Some('Z') {
+        return Err(AttachError::Zombie { tgid });
+    }
+    let target =
+        Target { tgid, inner_tgid: status.inner_tgid.filter(|inner| *inner != tgid), ..parent.clone() };
+    Ok(TargetProcess { target, uid: status.uid, exit })
+}
+
+fn open_pidfd(tgid: u32) -> Result<OwnedFd, AttachError> {
+    let gone = || AttachError::NoProcess { tgid };
+    let pid = i32::try_from(tgid).ok().and_then(rustix::process::Pid::from_raw).ok_or_else(gone)?;
+    match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+        Ok(exit) => Ok(exit),
+        // A thread that is no group leader.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
+            let status = read_bounded(tgid, "status", MAX_CMDLINE_BYTES)?;
+            Err(match Status::parse(&status).tgid {
+                Some(leader) if leader != tgid => AttachError::Thread { tid: tgid, tgid: leader },
+                _ => gone(),
+            })
+        }
+        Err(_) => Err(gone()),
+    }
 }
 
 fn refuse_impossible(tgid: u32, comm: &str, status: &Status) -> Result<(), AttachError> {

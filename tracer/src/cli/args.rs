@@ -99,16 +99,30 @@ pub(super) enum CommandArgs {
 
 /// Record a process's allocations into a capture file.
 #[derive(Debug, Args)]
-#[command(override_usage = "offheap record [OPTIONS] PID\n       offheap record [OPTIONS] -p PID\n       \
+#[command(override_usage = "offheap record [OPTIONS] PID...\n       \
+                      offheap record [OPTIONS] --cgroup PATH\n       \
+                      offheap record [OPTIONS] --container ID\n       \
                       offheap record [OPTIONS] -- COMMAND [ARGUMENT]...")]
 pub(super) struct RecordArgs {
-    /// Process to record
+    /// Processes to record
     #[arg(value_name = "PID", help_heading = "Target")]
-    pub target: Option<String>,
+    pub targets: Vec<String>,
 
     /// The same as the argument PID
-    #[arg(short = 'p', long = "pid", value_name = "PID", help_heading = "Target")]
-    pub pid: Option<String>,
+    #[arg(short = 'p', long = "pid", value_name = "PID", help_heading = "Target", action = ArgAction::Append)]
+    pub pids: Vec<String>,
+
+    /// All processes of a control group, as `/proc/PID/cgroup` names it, also those that join it
+    #[arg(long, value_name = "PATH", help_heading = "Target")]
+    pub cgroup: Option<String>,
+
+    /// All processes of a container: docker, containerd, podman, CRI-O; its id or the beginning of it
+    #[arg(long, value_name = "ID", help_heading = "Target", conflicts_with = "cgroup")]
+    pub container: Option<String>,
+
+    /// Do not record the children of the processes
+    #[arg(long, help_heading = "Target")]
+    pub no_follow: bool,
 
     /// Program to start and record from its first instruction
     #[arg(last = true, value_name = "COMMAND", help_heading = "Target")]
@@ -158,6 +172,10 @@ pub(super) struct RecordArgs {
     /// Ring in which new stacks travel, a power of two [default: 8MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits", value_parser = |text: &str| parse_power_of_two_size_in(text, 4 << 10..=256 << 20))]
     pub stack_ring: Option<u32>,
+
+    /// Processes that can be recorded at one time
+    #[arg(long, value_name = "N", default_value = "256", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 1..=1000))]
+    pub max_processes: u32,
 
     /// Log lines of the BPF programs
     #[arg(long, value_name = "LEVEL", help_heading = "BPF", value_parser = choice!(BpfLogLevel))]

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use crate::record::Limits;
+pub use crate::{attach::scope::Scope, record::Limits};
 
 /// Declares an enumeration that is written as one word on the command line.
 macro_rules! choices {
@@ -179,11 +179,16 @@ pub enum Action {
     },
 }
 
+/// Processes that are recorded at one time if nothing is said.
+pub const DEFAULT_MAX_PROCESSES: u32 = 256;
+
 /// Whom to record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPlan {
-    /// A running process.
-    Pid(NonZeroU32),
+    /// Running processes; never empty.
+    Processes(Vec<NonZeroU32>),
+    /// Those of a control group or container.
+    Scope(Scope),
     /// A program that is started for the recording, with its arguments. Never empty.
     Command(Vec<OsString>),
 }
@@ -207,6 +212,10 @@ pub struct RecordPlan {
     pub max_size_bytes: u64,
     /// Bounds of the kernel's tables.
     pub limits: Limits,
+    /// Whether children are recorded too.
+    pub follow: bool,
+    /// Most processes at one time.
+    pub max_processes: u32,
     /// Log of the BPF programs; `None`: compiled out.
     pub bpf_log: Option<BpfLogLevel>,
     /// Whether the report follows.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::args::{CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs};
 use super::message::not_a_command;
 use super::plan::{
-    Action, ColorChoice, ExportPlan, Invocation, Limits, RecordPlan, ReportPlan, TargetPlan, Verbosity,
+    Action, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, Limits, RecordPlan, ReportPlan,
+    Scope, TargetPlan, Verbosity,
 };
 
 /// How long a process is recorded if nothing is said.
@@ -111,7 +112,7 @@ fn quick_record(target: &str, pid: Option<&str>) -> Result<RecordPlan, String> {
         None => parse_pid(target)?,
     };
     Ok(RecordPlan {
-        target: TargetPlan::Pid(tgid),
+        target: TargetPlan::Processes(vec![tgid]),
         duration: Some(DEFAULT_DURATION),
         interval: Duration::from_secs(1),
         output: None,
@@ -119,6 +120,8 @@ fn quick_record(target: &str, pid: Option<&str>) -> Result<RecordPlan, String> {
         min_size_bytes: 0,
         max_size_bytes: u64::MAX,
         limits: Limits::DEFAULT,
+        follow: true,
+        max_processes: DEFAULT_MAX_PROCESSES,
         bpf_log: None,
         then_report: true,
     })
@@ -132,7 +135,7 @@ fn record(args: RecordArgs) -> Result<RecordPlan, String> {
         );
     }
     let target = record_target(&args)?;
-    let default_duration = matches!(target, TargetPlan::Pid(_)).then_some(DEFAULT_DURATION);
+    let default_duration = (!matches!(target, TargetPlan::Command(_))).then_some(DEFAULT_DURATION);
     let duration = args.duration.or(default_duration);
     if duration.is_some_and(|duration| duration < args.interval) {
         return Err(
@@ -154,30 +157,51 @@ fn record(args: RecordArgs) -> Result<RecordPlan, String> {
             max_threads: args.max_threads.unwrap_or(limits.max_threads),
             stack_ring_bytes: args.stack_ring.unwrap_or(limits.stack_ring_bytes),
         },
+        follow: !args.no_follow,
+        max_processes: args.max_processes,
         bpf_log: args.bpf_log,
         then_report: false,
     })
 }
 
 fn record_target(args: &RecordArgs) -> Result<TargetPlan, String> {
-    let has_pid = args.target.is_some() || args.pid.is_some();
-    match (has_pid, args.command.is_empty()) {
-        (false, true) => {
+    let pids: Vec<&str> = args.targets.iter().chain(&args.pids).map(String::as_str).collect();
+    let scope = match (&args.cgroup, &args.container) {
+        (Some(path), _) => Some(Scope::cgroup(path)?),
+        (None, Some(id)) => Some(Scope::container(id)?),
+        (None, None) => None,
+    };
+    match (pids.is_empty(), scope, args.command.is_empty()) {
+        (true, None, true) => {
             Err("nothing to record; give a process id, as in `offheap record 1234`, or a command, \
                               as in `offheap record -- ls -l`"
                 .into())
         }
-        (true, false) => Err("a process id and a command; record one of them at a time".into()),
-        (false, false) => Ok(TargetPlan::Command(args.command.clone())),
-        (true, true) => match &args.target {
-            Some(target)
-                if args.pid.is_none() && !target.starts_with(|first: char| first.is_ascii_digit()) =>
-            {
-                Err(format!("`{target}` is not a process id; to start a command, put `--` before it"))
-            }
-            target => one_pid(target.as_deref(), args.pid.as_deref()).map(TargetPlan::Pid),
-        },
+        (true, None, false) => Ok(TargetPlan::Command(args.command.clone())),
+        (true, Some(scope), true) => Ok(TargetPlan::Scope(scope)),
+        (false, None, true) => processes(&args.targets, &pids),
+        (false, None, false) => Err("a process id and a command; record one of them at a time".into()),
+        (_, Some(scope), _) => {
+            Err(format!("the {} and something else; record one of them at a time", scope.describe()))
+        }
     }
+}
+
+fn processes(targets: &[String], pids: &[&str]) -> Result<TargetPlan, String> {
+    if let Some(target) =
+        targets.iter().find(|target| !target.starts_with(|first: char| first.is_ascii_digit()))
+    {
+        return Err(format!("`{target}` is not a process id; to start a command, put `--` before it"));
+    }
+    let mut processes = Vec::new();
+    for pid in pids {
+        let pid = parse_pid(pid)?;
+        if processes.contains(&pid) {
+            return Err(format!("process id `{pid}` is given twice; give it once"));
+        }
+        processes.push(pid);
+    }
+    Ok(TargetPlan::Processes(processes))
 }
 
 fn one_pid(target: Option<&str>, pid: Option<&str>) -> Result<NonZeroU32, String> {

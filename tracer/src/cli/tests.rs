@@ -75,7 +75,7 @@ fn a_letter_has_one_meaning_in_every_command() {
 fn a_process_id_alone_records_for_thirty_seconds_and_reports() {
     for line in ["1234", "-p 1234", "--pid 1234", "--pid=1234", "-p1234", "-v 1234", "1234 -v"] {
         let plan = record_plan(line);
-        assert_eq!(plan.target, TargetPlan::Pid(pid(1234)), "{line}");
+        assert_eq!(plan.target, TargetPlan::Processes(vec![pid(1234)]), "{line}");
         assert_eq!((plan.duration, plan.then_report), (Some(Duration::from_secs(30)), true), "{line}");
     }
 }
@@ -83,7 +83,7 @@ fn a_process_id_alone_records_for_thirty_seconds_and_reports() {
 #[test]
 fn a_recording_has_defaults() {
     let expected = RecordPlan {
-        target: TargetPlan::Pid(pid(7)),
+        target: TargetPlan::Processes(vec![pid(7)]),
         duration: Some(Duration::from_secs(30)),
         interval: Duration::from_secs(1),
         output: None,
@@ -91,6 +91,8 @@ fn a_recording_has_defaults() {
         min_size_bytes: 0,
         max_size_bytes: u64::MAX,
         limits: Limits::DEFAULT,
+        follow: true,
+        max_processes: 256,
         bpf_log: None,
         then_report: false,
     };
@@ -102,10 +104,10 @@ fn a_recording_has_defaults() {
 fn a_recording_takes_every_option() {
     let plan = record_plan(
         "record --duration 5m --interval 500ms -o out.offheap --force --min-size 64B --max-size 1MiB \
-         --max-live-blocks 5000 --max-sites 128 --max-threads 64 --stack-ring 1MiB --bpf-log debug -p 7",
+         --max-live-blocks 5000 --max-sites 128 --max-threads 64 --stack-ring 1MiB --max-processes 9 --no-follow --bpf-log debug -p 7",
     );
     let expected = RecordPlan {
-        target: TargetPlan::Pid(pid(7)),
+        target: TargetPlan::Processes(vec![pid(7)]),
         duration: Some(Duration::from_secs(300)),
         interval: Duration::from_millis(500),
         output: Some("out.offheap".into()),
@@ -113,10 +115,37 @@ fn a_recording_takes_every_option() {
         min_size_bytes: 64,
         max_size_bytes: 1 << 20,
         limits: Limits { max_live_blocks: 5000, max_sites: 128, max_threads: 64, stack_ring_bytes: 1 << 20 },
+        follow: false,
+        max_processes: 9,
         bpf_log: Some(BpfLogLevel::Debug),
         then_report: false,
     };
     assert_eq!(plan, expected);
+}
+
+#[test]
+fn several_processes_or_a_group_of_them_are_recorded() {
+    for line in ["record 7 8 9", "record -p 7 -p 8 --pid 9", "record 7 -p 8 -p 9"] {
+        assert_eq!(record_plan(line).target, TargetPlan::Processes(vec![pid(7), pid(8), pid(9)]), "{line}");
+    }
+    let group = record_plan("record --cgroup /sys/fs/cgroup/system.slice/redis.service");
+    assert_eq!(group.target, TargetPlan::Scope(Scope::Cgroup("/system.slice/redis.service".into())));
+    assert_eq!(group.duration, Some(Duration::from_secs(30)));
+    let container = record_plan("record --container 3f4e8a1b2c3d");
+    assert_eq!(container.target, TargetPlan::Scope(Scope::Container("3f4e8a1b2c3d".into())));
+    for (line, part) in [
+        ("record 7 7", "given twice"),
+        ("record 7 eight", "not a process id"),
+        ("record --cgroup /", "root"),
+        ("record --container web", "no container id"),
+        ("record --container 3f4e8a1b2c3d 7", "one of them"),
+        ("record --cgroup /a -- ls", "one of them"),
+        ("record --cgroup /a --container 3f4e8a1b2c3d", "exclude"),
+        ("record 7 --max-processes 0", "--max-processes"),
+    ] {
+        let CliError::Usage(text) = parse_in(line, &PIPE).unwrap_err() else { panic!("{line}") };
+        assert!(text.contains(part), "{line}: {text}");
+    }
 }
 
 #[test]

@@ -15,7 +15,8 @@ use crate::{
     attach::{feature, target},
     capture::Capture,
     cli::plan::{
-        ExportFormat, ExportPlan, Limits, RecordPlan, ReportFormat, ReportPlan, SortKey, TargetPlan,
+        DEFAULT_MAX_PROCESSES, ExportFormat, ExportPlan, Limits, RecordPlan, ReportFormat, ReportPlan,
+        SortKey, TargetPlan,
     },
     profile::{Filter, Profile, Sort},
     record::Session,
@@ -110,7 +111,7 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
         std::num::NonZeroU32::new(program.child.id()).context("the leaking program has no process id")?;
     let process = target::examine(tgid.get())?;
     let plan = RecordPlan {
-        target: TargetPlan::Pid(tgid),
+        target: TargetPlan::Processes(vec![tgid]),
         duration: None,
         interval: Duration::from_secs(1),
         output: Some(file.to_owned()),
@@ -118,10 +119,14 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
         min_size_bytes: 0,
         max_size_bytes: u64::MAX,
         limits: Limits::DEFAULT,
+        follow: true,
+        max_processes: DEFAULT_MAX_PROCESSES,
         bpf_log: None,
         then_report: true,
     };
-    let mut session = Session::prepare(&process, record::options(&plan, &process, None))?;
+    let processes = vec![process];
+    let options = record::options(&plan, &processes, None);
+    let mut session = Session::prepare(processes, options)?;
     session.synchronize()?;
     session.require_probes()?;
     let mut input = program.input.as_ref().context("no pipe to the leaking program")?;
@@ -137,7 +142,7 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
     let stop = async {
         let _ = is_done.await;
     };
-    record::block_on(session, process.exit, stop, || {}, |_| {})?;
+    record::block_on(session, stop, || {}, |_| {})?;
     let Ok(read) = reader.join() else { bail!("reading from the leaking program failed") };
     serde_json::from_str(&read.context("read from the leaking program")?)
         .context("the leaking program's account")

@@ -4,12 +4,11 @@ use std::{
     ffi::OsString,
     io::{IsTerminal, Write},
     num::NonZeroU32,
-    os::fd::OwnedFd,
     path::PathBuf,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::ExitStatus;
@@ -22,7 +21,7 @@ use crate::{
     capture::Owner,
     cli::{
         default_capture_name,
-        plan::{BpfLogLevel, RecordPlan, TargetPlan, Verbosity},
+        plan::{BpfLogLevel, RecordPlan, Scope, TargetPlan, Verbosity},
     },
     record::{Outcome, Progress, RecordOptions, Session},
 };
@@ -42,17 +41,50 @@ pub struct Recorded {
 /// What stood in the way; a capture that was begun is kept.
 pub fn run(plan: &RecordPlan, verbosity: Verbosity, err: &mut dyn Write) -> Result<Recorded> {
     feature::require_tracing()?;
-    match &plan.target {
-        TargetPlan::Pid(tgid) => {
-            let process = target::examine(tgid.get())?;
-            let owner = Invoker::from_environment()?.as_ref().map(owner_of);
-            let mut session = Session::prepare(&process, options(plan, &process, owner))?;
-            session.synchronize()?;
-            session.require_probes()?;
-            let outcome = record(session, process, plan.duration, verbosity, err)?;
-            Ok(Recorded { outcome: Some(outcome), command_status: None })
+    let processes = match &plan.target {
+        TargetPlan::Processes(tgids) => {
+            tgids.iter().map(|tgid| Ok(target::examine(tgid.get())?)).collect::<Result<Vec<_>>>()?
         }
-        TargetPlan::Command(command) => run_command(plan, command, verbosity, err),
+        TargetPlan::Scope(scope) => processes_of(scope, plan.max_processes)?,
+        TargetPlan::Command(command) => return run_command(plan, command, verbosity, err),
+    };
+    let owner = Invoker::from_environment()?.as_ref().map(owner_of);
+    let options = options(plan, &processes, owner);
+    let names = names_of(&processes);
+    let mut session = Session::prepare(processes, options)?;
+    session.synchronize()?;
+    session.require_probes()?;
+    let outcome = record(session, &names, plan.duration, verbosity, err)?;
+    Ok(Recorded { outcome: Some(outcome), command_status: None })
+}
+
+/// Those of a group that can be traced; one that cannot is left out only if another can.
+fn processes_of(scope: &Scope, max_processes: u32) -> Result<Vec<TargetProcess>> {
+    let members = scope.members()?;
+    ensure!(
+        !members.is_empty(),
+        "there is no process in the {}: it may have ended; `offheap record` sees what /proc of this pid namespace shows",
+        scope.describe()
+    );
+    let mut refused = None;
+    let mut processes = Vec::new();
+    for tgid in members.into_iter().take(max_processes as usize) {
+        match target::examine(tgid) {
+            Ok(process) => processes.push(process),
+            Err(error) => refused = Some(error),
+        }
+    }
+    match refused {
+        Some(error) if processes.is_empty() => Err(error.into()),
+        _ => Ok(processes),
+    }
+}
+
+/// `node (1234)`, or how many there are.
+fn names_of(processes: &[TargetProcess]) -> String {
+    match processes {
+        [one] => format!("{} ({})", crate::report::escape(&one.target.comm), one.target.tgid),
+        several => format!("{} processes", several.len()),
     }
 }
 
@@ -68,12 +100,12 @@ fn run_command(
     let owner = invoker.as_ref().map(owner_of);
     let mut launched = Launch::start(command, invoker)?;
     let prepared = attach_while_stopped(plan, owner, &mut launched)?;
-    let Some((session, process)) = prepared else {
+    let Some((session, names)) = prepared else {
         let status = launched.wait().context("wait for the command")?;
         writeln!(err, "offheap: the command ended before it allocated anything")?;
         return Ok(Recorded { outcome: None, command_status: Some(status.exit_code()) });
     };
-    let outcome = record(session, process, plan.duration, verbosity, err)?;
+    let outcome = record(session, &names, plan.duration, verbosity, err)?;
     let status = launched.wait().context("wait for the command")?;
     Ok(Recorded { outcome: Some(outcome), command_status: Some(status.exit_code()) })
 }
@@ -87,21 +119,26 @@ fn attach_while_stopped(
     plan: &RecordPlan,
     owner: Option<Owner>,
     launched: &mut Launched,
-) -> Result<Option<(Session, TargetProcess)>> {
-    let mut prepared: Option<(Session, TargetProcess)> = None;
+) -> Result<Option<(Session, String)>> {
+    let mut prepared: Option<(Session, String)> = None;
     loop {
         match launched.next_stop()? {
             Stop::Exec => {
                 // A script's interpreter may execute another program: the last one counts.
                 let process = target::examine(launched.pid())?;
+                let names = names_of(std::slice::from_ref(&process));
                 let session = match prepared.take() {
                     Some((mut session, _)) => {
-                        session.next_program(&process);
+                        session.next_program(&process)?;
                         session
                     }
-                    None => Session::prepare(&process, options(plan, &process, owner))?,
+                    None => {
+                        let processes = vec![process];
+                        let options = options(plan, &processes, owner);
+                        Session::prepare(processes, options)?
+                    }
                 };
-                let (session, _) = prepared.insert((session, process));
+                let (session, _) = prepared.insert((session, names));
                 session.synchronize()?;
             }
             Stop::NewCode => {
@@ -121,22 +158,30 @@ fn attach_while_stopped(
     }
 }
 
-pub(super) fn options(plan: &RecordPlan, process: &TargetProcess, owner: Option<Owner>) -> RecordOptions {
+pub(super) fn options(plan: &RecordPlan, processes: &[TargetProcess], owner: Option<Owner>) -> RecordOptions {
     RecordOptions {
         duration: plan.duration,
         interval: plan.interval,
-        output: plan.output.clone().unwrap_or_else(|| default_name(process)),
+        output: plan.output.clone().unwrap_or_else(|| default_name(processes)),
         force: plan.force,
         min_size_bytes: plan.min_size_bytes,
         max_size_bytes: plan.max_size_bytes,
         limits: plan.limits,
         bpf_log: plan.bpf_log.map(log_level),
         owner,
+        follow: plan.follow,
+        max_processes: plan.max_processes,
+        scope: match &plan.target {
+            TargetPlan::Scope(scope) => Some(scope.clone()),
+            _ => None,
+        },
     }
 }
 
-fn default_name(process: &TargetProcess) -> PathBuf {
-    default_capture_name(&process.target.comm, process.target.tgid, jiff::Timestamp::now())
+fn default_name(processes: &[TargetProcess]) -> PathBuf {
+    let (comm, tgid) =
+        processes.first().map_or(("", 0), |process| (process.target.comm.as_str(), process.target.tgid));
+    default_capture_name(comm, tgid, jiff::Timestamp::now())
 }
 
 fn log_level(level: BpfLogLevel) -> log::Level {
@@ -151,17 +196,14 @@ fn log_level(level: BpfLogLevel) -> log::Level {
 
 fn record(
     session: Session,
-    process: TargetProcess,
+    names: &str,
     duration: Option<Duration>,
     verbosity: Verbosity,
     err: &mut dyn Write,
 ) -> Result<Outcome> {
-    let TargetProcess { target, exit, .. } = process;
     let bar = progress_bar(verbosity);
     let attached = format!(
-        "offheap: attached to {} ({}) with {} probes; {}",
-        crate::report::escape(&target.comm),
-        target.tgid,
+        "offheap: attached to {names} with {} probes; {}",
         session.probe_count(),
         match duration {
             Some(duration) =>
@@ -175,7 +217,7 @@ fn record(
             let _ = writeln!(err, "{attached}").and_then(|()| err.flush());
         }
     };
-    let outcome = block_on(session, exit, std::future::pending(), ready, |progress| {
+    let outcome = block_on(session, std::future::pending(), ready, |progress| {
         if let Some(bar) = &bar {
             bar.set_message(describe(progress, duration));
             bar.tick();
@@ -190,14 +232,13 @@ fn record(
 /// Runs the recording's loop on this thread.
 pub(super) fn block_on(
     session: Session,
-    exit: OwnedFd,
     stop: impl Future<Output = ()>,
     ready: impl FnOnce(),
     show: impl FnMut(&Progress),
 ) -> Result<Outcome> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
-    Ok(runtime.block_on(session.run(exit, stop, ready, show))?)
+    Ok(runtime.block_on(session.run(stop, ready, show))?)
 }
 
 fn progress_bar(verbosity: Verbosity) -> Option<ProgressBar> {
@@ -215,10 +256,14 @@ fn describe(progress: &Progress, duration: Option<Duration>) -> String {
         Some(duration) => format!("{seconds} of {} s", duration.as_secs()),
         None => format!("{seconds} s"),
     };
+    let processes = match progress.processes {
+        0 | 1 => String::new(),
+        several => format!(" of {several} processes"),
+    };
     let rss = progress.rss_bytes.map_or(String::new(), |bytes| format!(", RSS {}", size(bytes)));
     let lost = if progress.lost > 0 { format!(", {} LOST", progress.lost) } else { String::new() };
     format!(
-        "{time}: {} in {} blocks from {} stacks outstanding{rss}{lost}",
+        "{time}: {} in {} blocks from {} stacks{processes} outstanding{rss}{lost}",
         size(progress.outstanding_bytes),
         progress.outstanding_count,
         progress.sites,

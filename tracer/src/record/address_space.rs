@@ -50,6 +50,11 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
+    /// Nothing is known yet; epochs are counted from `epoch`.
+    pub fn beginning_at(epoch: u32) -> Self {
+        Self { epoch, epochs: BTreeMap::new() }
+    }
+
     /// Takes the mappings that there are now, and gives the epoch they belong to.
     pub fn update(&mut self, now: &[CodeRange]) -> u32 {
         let contradicts = self

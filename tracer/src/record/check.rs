@@ -11,10 +11,11 @@ use tracer_common::abi::{FRAME_INTERRUPTED, StackEnd, Validation, read};
 
 use super::{
     RecordError,
-    code::CodeTables,
+    code_store::CodeStore,
     link::{Links, Probe},
     load::{Limits, LoadOptions, Programs, Purpose},
-    session::probes_of,
+    probe::probes_of,
+    process_code::{ProcessCode, Region},
 };
 use crate::{
     attach::discover::Discoverer,
@@ -28,7 +29,8 @@ use crate::{
 pub struct Attached {
     programs: Programs,
     links: Links,
-    code: CodeTables,
+    code: ProcessCode,
+    store: CodeStore,
 }
 
 impl Attached {
@@ -37,23 +39,25 @@ impl Attached {
     /// # Errors
     /// As for a recording.
     pub fn new(tgid: NonZeroU32, purpose: Purpose) -> Result<Self, RecordError> {
-        let mut code = CodeTables::new();
-        code.survey(tgid)?;
+        let mut store = CodeStore::new();
+        let mut code = ProcessCode::new(tgid, 0);
+        code.survey(&mut store)?;
         let options = LoadOptions {
             limits: Limits::DEFAULT,
-            tables: code.sizes(),
+            tables: store.sizes(),
             min_size_bytes: 0,
             max_size_bytes: u64::MAX,
             bpf_log: None,
+            follow: false,
             validate: purpose == Purpose::Validate,
         };
         let mut programs = Programs::load(&options, purpose)?;
-        code.publish(&mut programs, tgid)?;
+        code.publish(&mut store, &mut programs)?;
         let allocators = Discoverer::default().discover(tgid.get())?;
         let probes: Vec<Probe<'_>> = allocators.iter().flat_map(|allocator| probes_of(allocator)).collect();
         let mut links = Links::default();
         links.place(&mut programs, purpose, tgid, &probes)?;
-        Ok(Self { programs, links, code })
+        Ok(Self { programs, links, code, store })
     }
 
     /// Probes in place.
@@ -85,7 +89,7 @@ pub struct Comparison {
 /// As for a recording.
 pub fn validate(tgid: NonZeroU32, samples: u32, limit: Duration) -> Result<Comparison, RecordError> {
     let mut attached = Attached::new(tgid, Purpose::Validate)?;
-    let map = ReferenceMap::new(&attached.code)?;
+    let map = ReferenceMap::new(&attached.code, &attached.store)?;
     let mut comparison = Comparison::default();
     let started = Instant::now();
     while comparison.compared < samples && started.elapsed() < limit {
@@ -138,18 +142,18 @@ fn compare(sample: &Validation, map: &ReferenceMap, comparison: &mut Comparison)
 /// What the reference walk needs to know of every address.
 struct ReferenceMap {
     files: HashMap<(u64, u64), FileCfi>,
-    ranges: Vec<super::code::Region>,
+    ranges: Vec<Region>,
 }
 
 impl ReferenceMap {
-    fn new(code: &CodeTables) -> Result<Self, RecordError> {
-        let ranges = code.regions();
+    fn new(code: &ProcessCode, store: &CodeStore) -> Result<Self, RecordError> {
+        let ranges = code.regions(store);
         let mut files = HashMap::new();
         for key in ranges.iter().filter_map(|range| range.key) {
             if files.contains_key(&key) {
                 continue;
             }
-            let bytes = if key == (0, 0) { own_vdso()? } else { code.read_object(key) };
+            let bytes = if key == (0, 0) { own_vdso()? } else { store.read_object(key) };
             if let Some(cfi) = bytes.and_then(|bytes| FileCfi::from_elf(&bytes).ok()) {
                 files.insert(key, cfi);
             }

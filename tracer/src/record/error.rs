@@ -85,6 +85,13 @@ pub enum RecordError {
     Capture(#[from] crate::capture::CaptureError),
 }
 
+impl RecordError {
+    /// Whether the process is simply not there any more.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Discover(error) if error.is_absent())
+    }
+}
+
 fn hint(permission: &bool) -> &'static str {
     if *permission { "; run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE" } else { "" }
 }

@@ -1,8 +1,11 @@
 //! Decodes the records of the event ring. Copies from length-checked slices; unknown kinds are counted.
 
 use tracer_common::abi::{
-    EVENT_EXEC, EVENT_REFRESH, EVENT_STACK, EventHeader, MAX_FRAMES, StackEnd, StackEvent, read,
+    EVENT_EXEC, EVENT_FORK, EVENT_REFRESH, EVENT_STACK, EventHeader, LENS_MMAP, MAX_FRAMES, StackEnd,
+    StackEvent, read,
 };
+
+use crate::model::{AllocatorId, Lens};
 
 /// A decoded record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +27,15 @@ pub enum Event {
         /// Innermost first.
         frames: Vec<u64>,
     },
+    /// A traced process has a child with memory of its own.
+    Fork {
+        /// The child.
+        tgid: u32,
+        /// Its parent.
+        parent: u32,
+        /// Address-space epoch in which the child begins.
+        epoch: u32,
+    },
     /// The process has executed a new program.
     Exec {
         /// Process.
@@ -43,6 +55,11 @@ pub fn decode(bytes: &[u8]) -> Option<Event> {
     let header: EventHeader = read(bytes)?;
     match header.kind {
         EVENT_EXEC => Some(Event::Exec { tgid: header.tgid, time_ns: header.value }),
+        EVENT_FORK => Some(Event::Fork {
+            tgid: header.tgid,
+            parent: header.value as u32,
+            epoch: (header.value >> 32) as u32,
+        }),
         EVENT_REFRESH => Some(Event::Refresh { tgid: header.tgid }),
         EVENT_STACK => {
             let word = |offset: usize| bytes.get(offset..).and_then(read::<u32>);
@@ -67,12 +84,20 @@ pub fn decode(bytes: &[u8]) -> Option<Event> {
     }
 }
 
+/// What the two fields of a stack event mean.
+pub fn lens_and_allocator(lens: u32, origin: u32) -> (Lens, Option<AllocatorId>) {
+    let (lens, number) = match lens {
+        LENS_MMAP => (Lens::Mmap, origin >> 16),
+        _ => (Lens::Malloc, origin),
+    };
+    (lens, (number != 0).then_some(AllocatorId(number)))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use tracer_common::abi::LENS_MMAP;
 
     fn stack_bytes(frames: &[u64], end: u32) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -15,6 +15,9 @@ use super::{
     load::{Programs, Purpose, uprobe},
 };
 
+/// Probes that are closed at the same time, a thread for each.
+const MAX_CLOSING_THREADS: usize = 256;
+
 /// Which of the three programs a probe runs. The order is the order of attaching: releases first, so
 /// that no release is missed of an allocation that was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,14 +116,27 @@ impl Links {
     /// Takes all probes off: entries, then returns, then releases. Closing one waits until no CPU can be
     /// running its program, some tenths of a second; so those of one role are closed at the same time.
     pub fn detach(&mut self) {
+        Self::detach_all([self]);
+    }
+
+    /// The same for several processes at once.
+    pub fn detach_all<'a>(all: impl IntoIterator<Item = &'a mut Self>) {
+        let mut all: Vec<&mut Self> = all.into_iter().collect();
         for role in [Role::Entry, Role::Return, Role::Release] {
-            std::thread::scope(|scope| {
-                for (_, link) in self.links.extract_if(.., |(of, _)| *of == role) {
-                    scope.spawn(move || drop(link));
-                }
-            });
+            let mut closing: Vec<UProbeLink> = all
+                .iter_mut()
+                .flat_map(|links| links.links.extract_if(.., |(of, _)| *of == role).map(|(_, link)| link))
+                .collect();
+            while !closing.is_empty() {
+                let rest = closing.split_off(closing.len().min(MAX_CLOSING_THREADS));
+                std::thread::scope(|scope| {
+                    for link in std::mem::replace(&mut closing, rest) {
+                        scope.spawn(move || drop(link));
+                    }
+                });
+            }
         }
-        self.placed.clear();
+        all.iter_mut().for_each(|links| links.placed.clear());
     }
 }
 

@@ -56,42 +56,100 @@ impl Ages {
 ///
 /// # Errors
 /// [`RecordError::MapCall`].
-pub fn read_ages(live: BorrowedFd<'_>, start_ns: u64) -> Result<Vec<LiveAge>, RecordError> {
-    let mut ages = Ages::new(start_ns);
-    kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |_, block| ages.add(block))?;
-    Ok(ages.into_rows())
+pub fn read_ages(live: BorrowedFd<'_>, ages: &mut Ages) -> Result<(), RecordError> {
+    kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |_, block| ages.add(block))
 }
 
-/// Removes the blocks of a process that were born before it executed a new program, and says what they
-/// were by site. A block that a program removes meanwhile is counted there, not here.
-///
-/// # Errors
-/// [`RecordError::MapCall`].
-pub fn end_by_exec(
-    live: BorrowedFd<'_>,
-    tgid: u32,
-    exec_ns: u64,
-) -> Result<BTreeMap<u32, Amount>, RecordError> {
-    let mut dead = Vec::new();
-    kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |key, block| {
-        if key.tgid == tgid && block.born_ns < exec_ns {
-            dead.push((*key, *block));
-        }
-    })?;
-    let mut ended: BTreeMap<u32, Amount> = BTreeMap::new();
-    for (key, block) in dead {
-        if kernel_map::delete(live, "LIVE", &key)? {
-            let amount = ended.entry(block.site).or_default();
-            amount.bytes = amount.bytes.saturating_add(block.size_bytes);
-            amount.count += 1;
-        }
+/// Ends of address spaces that the kernel's map does not know of yet. One pass over the map serves them all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// Process → time of its last exec (`CLOCK_MONOTONIC`).
+    execs: BTreeMap<u32, u64>,
+    /// Process → time at which its exit was seen.
+    exits: BTreeMap<u32, u64>,
+}
+
+impl Ends {
+    /// The process has executed another program.
+    pub fn executed(&mut self, tgid: u32, time_ns: u64) {
+        let last = self.execs.entry(tgid).or_default();
+        *last = (*last).max(time_ns);
     }
-    Ok(ended)
+
+    /// The process has exited.
+    pub fn exited(&mut self, tgid: u32, time_ns: u64) {
+        self.exits.insert(tgid, time_ns);
+    }
+
+    fn of(&self, key: &LiveKey, block: &LiveBlock) -> Option<End> {
+        let died = |times: &BTreeMap<u32, u64>| times.get(&key.tgid).is_some_and(|end| block.born_ns < *end);
+        // A block that an exec has ended did not live to see the exit.
+        if died(&self.execs) { Some(End::Exec) } else { died(&self.exits).then_some(End::Exit) }
+    }
+
+    /// Takes the blocks that have ended out of the map. Those of an exec are freed: `ended` says what they were, by
+    /// site. Those of an exit count as live at the end: `ages` gets them. A block that a program removes
+    /// meanwhile is counted there, not here.
+    ///
+    /// # Errors
+    /// [`RecordError::MapCall`].
+    pub fn purge(
+        &mut self,
+        live: BorrowedFd<'_>,
+        ended: &mut BTreeMap<u32, Amount>,
+        ages: &mut Ages,
+    ) -> Result<(), RecordError> {
+        if self.execs.is_empty() && self.exits.is_empty() {
+            return Ok(());
+        }
+        let mut dead = Vec::new();
+        kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |key, block| {
+            if let Some(end) = self.of(key, block) {
+                dead.push((*key, *block, end));
+            }
+        })?;
+        for (key, block, end) in dead {
+            if !kernel_map::delete(live, "LIVE", &key)? {
+                continue;
+            }
+            match end {
+                End::Exec => {
+                    let amount = ended.entry(block.site).or_default();
+                    amount.bytes = amount.bytes.saturating_add(block.size_bytes);
+                    amount.count += 1;
+                }
+                End::Exit => ages.add(&block),
+            }
+        }
+        *self = Self::default();
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Exec,
+    Exit,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_exec_comes_before_an_exit() {
+        let mut ends = Ends::default();
+        ends.executed(7, 50);
+        ends.executed(7, 40);
+        ends.exited(7, 90);
+        ends.exited(8, 90);
+        let of = |tgid, born_ns| {
+            let key = LiveKey { tgid, ..LiveKey::default() };
+            ends.of(&key, &LiveBlock { born_ns, ..LiveBlock::default() })
+        };
+        assert_eq!([of(7, 49), of(7, 50), of(7, 90)], [Some(End::Exec), Some(End::Exit), None]);
+        assert_eq!([of(8, 10), of(9, 10)], [Some(End::Exit), None]);
+    }
 
     #[test]
     fn blocks_are_summed_by_site_and_tenth_of_a_second() {

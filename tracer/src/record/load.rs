@@ -67,6 +67,8 @@ pub struct LoadOptions {
     pub max_size_bytes: u64,
     /// Level of the BPF side's log lines; `None` compiles them out.
     pub bpf_log: Option<log::Level>,
+    /// Whether children of traced processes are traced too.
+    pub follow: bool,
     /// Whether the validate mode is wanted: its ring is 64 MiB.
     pub validate: bool,
 }
@@ -102,7 +104,7 @@ pub struct Programs {
     /// Site counters.
     pub sites: SiteArray,
     /// Number of sites handed out.
-    pub site_count: Array<MapData, u32>,
+    site_count: Array<MapData, u32>,
     /// Losses.
     pub tallies: PerCpuArray<MapData, Abi<Tally>>,
     /// New stacks and lifecycle events.
@@ -111,6 +113,8 @@ pub struct Programs {
     pub validations: RingBuf<MapData>,
     /// Live blocks.
     pub live: MapData,
+    /// Time of the last exec by process.
+    pub execs: HashMap<MapData, u32, u64>,
     /// Mapping sets.
     pub processes: HashMap<MapData, u32, Abi<Process>>,
     /// Mapping chunks.
@@ -164,6 +168,7 @@ impl Programs {
             events: typed(&mut bpf, "EVENTS")?,
             validations: typed(&mut bpf, "VALIDATIONS")?,
             live,
+            execs: typed(&mut bpf, "EXECS")?,
             processes: typed(&mut bpf, "PROCESSES")?,
             mappings: typed(&mut bpf, "MAPPINGS")?,
             pages: typed(&mut bpf, "PAGES")?,
@@ -178,6 +183,18 @@ impl Programs {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
+    }
+
+    /// Sites handed out.
+    ///
+    /// # Errors
+    /// [`RecordError::Map`].
+    pub fn site_count(&self) -> Result<u32, RecordError> {
+        self.site_count.get(&0, 0).map_err(|source| RecordError::Map {
+            operation: "read",
+            map: "SITE_COUNT",
+            source,
+        })
     }
 
     /// Losses and observations so far, summed over CPUs, in the order of [`Loss::ALL`].
@@ -249,6 +266,8 @@ fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
         max_size_bytes: options.max_size_bytes,
         max_sites: options.limits.max_sites,
         reserved: 0,
+        follow: u32::from(options.follow),
+        clone_flags_offset: Settings::DEFAULT.clone_flags_offset,
     });
     let level = options.bpf_log.map_or(0, |level| level as u8);
     EbpfLoader::new()

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{code::CodeTables, stacks::StackBook};
+use super::{code_store::CodeStore, member::Program, stacks::StackBook};
 use crate::{
-    model::{Frame, FrameId, FrameKind, Location, ObjectId, Target},
+    model::{Frame, FrameId, FrameKind, Location, ObjectId, ProcessId},
     symbolize::{CodeOffset, PerfMap, PerfMapSource, SymbolizeOptions, Symbolizer, hint_for, parse_jit_name},
 };
 
@@ -20,27 +20,32 @@ pub struct Naming {
 }
 
 /// Names all frames: those of objects by their symbols, those made at run time by the runtime's perf map.
-pub fn name_frames(
+pub fn name_frames<'a>(
     book: &StackBook,
-    code: &CodeTables,
-    target: &Target,
-    perf_map: Option<&mut PerfMapSource>,
+    store: &CodeStore,
+    programs: impl Iterator<Item = &'a mut Program>,
 ) -> Naming {
     let mut naming = Naming::default();
     let mut by_object: BTreeMap<ObjectId, Vec<(FrameId, CodeOffset)>> = BTreeMap::new();
-    let mut generated: Vec<&Frame> = Vec::new();
-    for (frame, is_return_address) in book.frames() {
+    let mut generated: HashMap<ProcessId, Vec<&Frame>> = HashMap::new();
+    for (frame, is_return_address, process) in book.frames() {
         match (frame.object, frame.file_offset) {
             (Some(object), Some(file_offset)) => by_object
                 .entry(object)
                 .or_default()
                 .push((frame.id, CodeOffset { file_offset, is_return_address })),
-            _ if frame.kind == FrameKind::Jit => generated.push(frame),
+            _ if frame.kind == FrameKind::Jit => generated.entry(process).or_default().push(frame),
             _ => naming.locations.push((frame.id, unnamed())),
         }
     }
-    name_objects(&mut naming, code, by_object);
-    name_generated(&mut naming, target, perf_map, &generated);
+    name_objects(&mut naming, store, by_object);
+    for program in programs {
+        if let Some(frames) = generated.remove(&program.id) {
+            name_generated(&mut naming, program, &frames);
+        }
+    }
+    // Of a process that is not known any more; there should be none.
+    naming.locations.extend(generated.into_values().flatten().map(|frame| (frame.id, unnamed())));
     naming
 }
 
@@ -50,13 +55,13 @@ fn unnamed() -> Vec<Location> {
 
 fn name_objects(
     naming: &mut Naming,
-    code: &CodeTables,
+    store: &CodeStore,
     by_object: BTreeMap<ObjectId, Vec<(FrameId, CodeOffset)>>,
 ) {
     let mut symbolizer = Symbolizer::new(SymbolizeOptions::default());
     let mut paths: HashMap<ObjectId, String> = HashMap::new();
     for (id, frames) in by_object {
-        if let Some((source, path)) = code.symbol_source(id) {
+        if let Some((source, path)) = store.symbol_source(id) {
             symbolizer.add_object(id, source);
             paths.insert(id, path);
         }
@@ -70,16 +75,8 @@ fn name_objects(
     }
 }
 
-fn name_generated(
-    naming: &mut Naming,
-    target: &Target,
-    perf_map: Option<&mut PerfMapSource>,
-    frames: &[&Frame],
-) {
-    if frames.is_empty() {
-        return;
-    }
-    let map = match perf_map.map(PerfMapSource::read) {
+fn name_generated(naming: &mut Naming, program: &mut Program, frames: &[&Frame]) {
+    let map = match program.perf_map.as_mut().map(PerfMapSource::read) {
         Some(Ok(map)) => map,
         Some(Err(error)) => {
             naming.hints.push(format!("no names from the perf map: {error}"));
@@ -103,6 +100,10 @@ fn name_generated(
         }
     }
     naming.hints.extend(
-        target.runtime.as_ref().and_then(|runtime| hint_for(runtime, &target.cmdline, unnamed_count)),
+        program
+            .target
+            .runtime
+            .as_ref()
+            .and_then(|runtime| hint_for(runtime, &program.target.cmdline, unnamed_count)),
     );
 }

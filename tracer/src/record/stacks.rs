@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use super::address_space::{AddressSpace, Place};
 use tracer_common::abi::FRAME_INTERRUPTED;
 
-use crate::model::{Frame, FrameId, FrameKind, Stack, StackEnd};
+use crate::model::{AllocatorId, Frame, FrameId, FrameKind, Lens, ProcessId, Stack, StackEnd};
 
 /// What is known of a frame besides what the capture holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Origin {
+    process: ProcessId,
     epoch: u32,
     is_return_address: bool,
 }
@@ -17,7 +18,7 @@ struct Origin {
 /// All stacks and frames of a recording.
 #[derive(Debug, Default)]
 pub struct StackBook {
-    ids: HashMap<(u32, u32, u64), FrameId>,
+    ids: HashMap<(ProcessId, u32, u64), FrameId>,
     frames: Vec<Frame>,
     origins: Vec<Origin>,
 }
@@ -36,8 +37,8 @@ impl StackBook {
     pub fn add(
         &mut self,
         space: &AddressSpace,
-        (tgid, epoch): (u32, u32),
-        site: u32,
+        (process, epoch): (ProcessId, u32),
+        (site, lens, allocator): (u32, Lens, Option<AllocatorId>),
         pcs: &[u64],
         end: StackEnd,
     ) -> Added {
@@ -45,7 +46,7 @@ impl StackBook {
         let frames = pcs
             .iter()
             .map(|pc| {
-                *self.ids.entry((tgid, epoch, *pc)).or_insert_with(|| {
+                *self.ids.entry((process, epoch, *pc)).or_insert_with(|| {
                     let id = FrameId(u32::try_from(self.frames.len()).unwrap_or(u32::MAX));
                     let address = *pc & !FRAME_INTERRUPTED;
                     let Place { kind, object } = space.place(epoch, address);
@@ -59,17 +60,21 @@ impl StackBook {
                     };
                     new.push(frame.clone());
                     self.frames.push(frame);
-                    self.origins.push(Origin { epoch, is_return_address: *pc == address });
+                    self.origins.push(Origin { process, epoch, is_return_address: *pc == address });
                     id
                 })
             })
             .collect();
-        Added { stack: Stack { site, tgid, frames, end }, frames: new }
+        Added { stack: Stack { site, process, lens, allocator, frames, end }, frames: new }
     }
 
-    /// All frames, each with whether its address is a return address.
-    pub fn frames(&self) -> impl Iterator<Item = (&Frame, bool)> {
-        self.frames.iter().zip(self.origins.iter().map(|origin| origin.is_return_address))
+    /// All frames, each with whether its address is a return address, and whose memory it is in.
+    pub fn frames(&self) -> impl Iterator<Item = (&Frame, bool, ProcessId)> {
+        let origins = self.origins.iter();
+        self.frames
+            .iter()
+            .zip(origins)
+            .map(|(frame, origin)| (frame, origin.is_return_address, origin.process))
     }
 
     /// Sets the kind of a frame, and gives it as it is now.
@@ -81,12 +86,16 @@ impl StackBook {
 
     /// Looks again for the frames that were in no known mapping when they came, and returns those that
     /// have a place now.
-    pub fn place_unknown(&mut self, space: &AddressSpace) -> Vec<Frame> {
+    pub fn place_unknown<'a>(
+        &mut self,
+        space_of: impl Fn(ProcessId) -> Option<&'a AddressSpace>,
+    ) -> Vec<Frame> {
         let mut placed = Vec::new();
         for (frame, origin) in self.frames.iter_mut().zip(&self.origins) {
             if frame.kind != FrameKind::Unknown {
                 continue;
             }
+            let Some(space) = space_of(origin.process) else { continue };
             let Place { kind, object } = space.place(origin.epoch, frame.address);
             if kind != frame.kind {
                 frame.kind = kind;
@@ -117,15 +126,16 @@ mod tests {
         };
         space.update(&[range(100, 200, 1)]);
         let mut book = StackBook::default();
-        let first = book.add(&space, (7, 0), 1, &[110, 350], StackEnd::NoMapping);
+        let who = (ProcessId(7), 0);
+        let first = book.add(&space, who, (1, Lens::Malloc, None), &[110, 350], StackEnd::NoMapping);
         assert_eq!(first.frames.len(), 2);
         assert_eq!(first.frames[1].kind, FrameKind::Unknown);
-        let second = book.add(&space, (7, 0), 2, &[120, 110], StackEnd::ThreadStart);
+        let second = book.add(&space, who, (2, Lens::Mmap, None), &[120, 110], StackEnd::ThreadStart);
         assert_eq!(second.frames.len(), 1, "pc 110 is known");
         assert_eq!(second.stack.frames[1], first.stack.frames[0]);
-        assert!(book.place_unknown(&space).is_empty());
+        assert!(book.place_unknown(|_| Some(&space)).is_empty());
         space.update(&[range(100, 200, 1), range(300, 400, 2)]);
-        let placed = book.place_unknown(&space);
+        let placed = book.place_unknown(|_| Some(&space));
         assert_eq!(placed.len(), 1);
         assert_eq!((placed[0].object, placed[0].file_offset), (Some(ObjectId(2)), Some(50)));
     }

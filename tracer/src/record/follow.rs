@@ -1,0 +1,263 @@
+//! Processes join and leave a recording: fork, exec, exit, control groups.
+
+use std::{collections::BTreeSet, num::NonZeroU32};
+
+use super::{
+    RecordError,
+    clock::{monotonic_ns, nanoseconds},
+    link::Links,
+    load::Purpose,
+    member::{Member, Program},
+    probe::probes_of,
+    process_code::ProcessCode,
+    roster::Roster,
+    session::Session,
+};
+use crate::{
+    attach::{
+        AttachError,
+        target::{self, TargetProcess},
+    },
+    model::{Process, ProcessEnd, ProcessId, Target},
+    symbolize::PerfMapSource,
+};
+
+/// A process that was asked for.
+pub(super) fn root(
+    process: TargetProcess,
+    roster: &mut Roster,
+    hints: &mut BTreeSet<String>,
+) -> Result<Member, RecordError> {
+    let tgid = NonZeroU32::new(process.target.tgid).ok_or(AttachError::NoProcess { tgid: 0 })?;
+    let row = roster.next_row();
+    Ok(Member { is_root: true, ..member(tgid, process, row, 0, hints) })
+}
+
+fn member(
+    tgid: NonZeroU32,
+    process: TargetProcess,
+    row: ProcessId,
+    epoch: u32,
+    hints: &mut BTreeSet<String>,
+) -> Member {
+    Member {
+        tgid,
+        is_root: false,
+        programs: vec![program(process.target, process.uid, row, epoch, hints)],
+        code: ProcessCode::new(tgid, epoch),
+        links: Links::default(),
+        is_dirty: true,
+        exit: Some(process.exit),
+    }
+}
+
+fn program(
+    target: Target,
+    uid: u32,
+    id: ProcessId,
+    first_epoch: u32,
+    hints: &mut BTreeSet<String>,
+) -> Program {
+    let inner_tgid = target.inner_tgid.unwrap_or(target.tgid);
+    let perf_map = match PerfMapSource::open(target.tgid, inner_tgid, uid) {
+        Ok(source) => Some(source),
+        Err(error) => {
+            hints.insert(format!("no names from the perf map: {error}"));
+            None
+        }
+    };
+    Program { id, first_epoch, target, perf_map }
+}
+
+/// The row of what a process runs now.
+pub(super) fn row(member: &Member, parent: Option<ProcessId>, start_ns: u64) -> Process {
+    let program = member.program();
+    Process { id: program.id, parent, target: program.target.clone(), start_ns }
+}
+
+impl Session {
+    /// Brings the kernel's tables and the probes of all processes up to what is mapped now. Returns the number of
+    /// probes that were added.
+    ///
+    /// # Errors
+    /// Everything that can stand in the way; a process that has exited meanwhile is one of them.
+    pub fn synchronize(&mut self) -> Result<usize, RecordError> {
+        let all: Vec<NonZeroU32> = self.roster.alive().map(|member| member.tgid).collect();
+        all.into_iter().try_fold(0, |sum, tgid| Ok(sum + self.synchronize_one(tgid)?))
+    }
+
+    /// The same for one process. Tables come before probes.
+    pub(super) fn synchronize_one(&mut self, tgid: NonZeroU32) -> Result<usize, RecordError> {
+        let Some(member) = self.roster.get_mut(tgid.get()) else { return Ok(0) };
+        member.is_dirty = false;
+        let changed = member.code.survey(&mut self.store)?;
+        // Without a free chunk for the new set the old one stays until those of replaced sets come back.
+        let is_published = member.code.publish(&mut self.store, &mut self.programs)?;
+        member.is_dirty |= !is_published;
+        for object in self.store.take_new_objects() {
+            self.writer.add_object(&object)?;
+        }
+        self.hints.extend(self.store.take_problems());
+        let mut added = 0;
+        if changed || member.links.is_empty() {
+            let allocators = self.discoverer.discover(tgid.get())?;
+            let probes: Vec<_> = allocators.iter().flat_map(|allocator| probes_of(allocator)).collect();
+            added = member.links.place(&mut self.programs, Purpose::Trace, tgid, &probes)?;
+        }
+        if changed && is_published {
+            log::info!("followed the code of process {tgid}");
+        }
+        if added > 0 {
+            log::info!("placed {added} probes in process {tgid}");
+        }
+        self.adapt_pause(changed && is_published);
+        Ok(added)
+    }
+
+    /// Refuses to go on without an allocator.
+    ///
+    /// # Errors
+    /// [`AttachError::NoAllocator`].
+    pub fn require_probes(&mut self) -> Result<(), RecordError> {
+        if self.probe_count() > 0 {
+            return Ok(());
+        }
+        let Some(member) = self.roster.alive().next() else { return Ok(()) };
+        let target = &member.program().target;
+        let is_go = target.runtime.as_ref().is_some_and(|runtime| runtime.name == "go");
+        Err(RecordError::Discover(AttachError::NoAllocator {
+            tgid: member.tgid.get(),
+            comm: target.comm.clone(),
+            hint: if is_go {
+                "it is a Go program without C code; Go's own heap does not go through malloc and cannot have \
+                 return probes: use Go's pprof"
+            } else {
+                "none of its files defines malloc; a static program must not be stripped of its symbols"
+            },
+        }))
+    }
+
+    /// Follows to a child, whose mapping set the kernel has copied. False if it is not recorded.
+    pub(super) fn follow(&mut self, tgid: u32, parent: u32, epoch: u32) -> Result<bool, RecordError> {
+        let Some(number) = NonZeroU32::new(tgid) else { return Ok(false) };
+        if self.roster.contains(tgid) {
+            return Ok(false);
+        }
+        let parent = self.roster.find(parent).map(|member| member.program());
+        let is_over = self.roster.len() >= self.options.max_processes as usize;
+        let (Some(parent), true, false) = (parent, self.options.follow, is_over) else {
+            self.losses.unfollowed += u64::from(is_over && self.options.follow);
+            self.forget(tgid);
+            return Ok(false);
+        };
+        let (parent_row, examined) = (parent.id, target::examine_child(tgid, &parent.target));
+        let Ok(process) = examined else {
+            self.losses.short_lived += 1;
+            self.forget(tgid);
+            return Ok(false);
+        };
+        let id = self.roster.next_row();
+        let member = member(number, process, id, epoch, &mut self.hints);
+        self.enter(member, Some(parent_row))?;
+        log::info!("process {tgid} is a child of one that is recorded");
+        Ok(true)
+    }
+
+    fn enter(&mut self, member: Member, parent: Option<ProcessId>) -> Result<(), RecordError> {
+        let elapsed_ns = nanoseconds(self.started.elapsed());
+        self.writer.add_process(&row(&member, parent, elapsed_ns))?;
+        let failed = |source| RecordError::System { operation: "watch for exits", source };
+        self.roster.add(member).map_err(failed)
+    }
+
+    /// Processes that have joined the control group or container are recorded too.
+    pub(super) fn join_scope(&mut self) -> Result<(), RecordError> {
+        let Some(scope) = self.options.scope.clone() else { return Ok(()) };
+        for tgid in scope.members()? {
+            if self.roster.contains(tgid) {
+                continue;
+            }
+            if self.roster.len() >= self.options.max_processes as usize {
+                self.losses.unfollowed += 1;
+                break;
+            }
+            let Ok(process) = target::examine(tgid) else { continue };
+            let member = root(process, &mut self.roster, &mut self.hints)?;
+            let number = member.tgid;
+            self.enter(member, None)?;
+            match self.synchronize_one(number) {
+                Ok(_) => {}
+                Err(error) if error.is_absent() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Exec ends all records of a process; what it runs now gets a row of its own.
+    pub(super) fn next_program_of(&mut self, tgid: u32, time_ns: u64) -> Result<(), RecordError> {
+        self.ends.executed(tgid, time_ns);
+        let Some(member) = self.roster.get_mut(tgid) else { return Ok(()) };
+        member.code.next_program();
+        member.is_dirty = true;
+        let (old, epoch) = (member.program().id, member.code.space().epoch());
+        // Gone or refused: what was recorded stays, the exit is seen by the loop.
+        let Ok(process) = target::examine(tgid) else { return Ok(()) };
+        self.write_end(old, ProcessEnd::Executed)?;
+        let id = self.roster.next_row();
+        let program = program(process.target, process.uid, id, epoch, &mut self.hints);
+        let Some(member) = self.roster.get_mut(tgid) else { return Ok(()) };
+        member.programs.push(program);
+        log::info!("process {tgid} runs another program");
+        let row = row(member, Some(old), nanoseconds(self.started.elapsed()));
+        Ok(self.writer.add_process(&row)?)
+    }
+
+    /// The process has executed another program before the recording began: nothing of the old one counts.
+    ///
+    /// # Errors
+    /// Writing the capture.
+    pub fn next_program(&mut self, process: &TargetProcess) -> Result<(), RecordError> {
+        let Some(member) = self.roster.get_mut(process.target.tgid) else { return Ok(()) };
+        member.code.next_program();
+        let epoch = member.code.space().epoch();
+        let id = member.program().id;
+        let program = program(process.target.clone(), process.uid, id, epoch, &mut self.hints);
+        let Some(member) = self.roster.get_mut(process.target.tgid) else { return Ok(()) };
+        member.programs = vec![program];
+        let row = row(member, None, 0);
+        Ok(self.writer.add_process(&row)?)
+    }
+
+    /// Those that have exited leave. What they had not freed stays booked.
+    pub(super) fn end_processes(&mut self) -> Result<(), RecordError> {
+        let failed = |source| RecordError::System { operation: "wait for the target", source };
+        loop {
+            let exited = self.roster.exited().map_err(failed)?;
+            if exited.is_empty() {
+                return Ok(());
+            }
+            self.drain_events()?;
+            for tgid in exited {
+                let Some(member) = self.roster.end(tgid) else { continue };
+                member.code.end(&mut self.store);
+                let links = std::mem::take(&mut member.links);
+                let row = member.program().id;
+                // Closing a probe takes the kernel some tenths of a second: not on this thread.
+                self.retired_links.push(std::thread::spawn(move || drop(links)));
+                self.ends.exited(tgid, monotonic_ns());
+                self.forget(tgid);
+                self.write_end(row, ProcessEnd::Exited)?;
+                log::info!("process {tgid} has exited");
+            }
+            self.retired_links.retain(|thread| !thread.is_finished());
+        }
+    }
+
+    /// Takes a process out of the kernel's maps.
+    fn forget(&mut self, tgid: u32) {
+        // What is not there need not be removed.
+        let _ = self.programs.processes.remove(&tgid);
+        let _ = self.programs.execs.remove(&tgid);
+    }
+}
