@@ -32,7 +32,7 @@ use crate::{
         target::TargetProcess,
     },
     capture::{CaptureWriter, Header, Owner},
-    model::{EndReason, Frame, Lens, LossTally, RssSample, Target},
+    model::{EndReason, Frame, LossTally, ProcessId, RssSample, Target},
     symbolize::PerfMapSource,
 };
 
@@ -331,7 +331,7 @@ impl Session {
                     for frame in &added.frames {
                         self.writer.add_frame(frame)?;
                     }
-                    self.writer.add_stack(Lens::Malloc, &added.stack)?;
+                    self.writer.add_stack(&added.stack)?;
                 }
                 Event::Refresh { tgid } => self.dirty |= tgid == self.tgid.get(),
                 Event::Exec { tgid, time_ns } => self.end_program(tgid, time_ns)?,
@@ -380,7 +380,7 @@ impl Session {
             }
         }
         self.writer.add_samples(elapsed_ns, &changed)?;
-        if let Some(sample) = rss::sample(self.tgid.get(), elapsed_ns) {
+        if let Some(sample) = rss::sample(ProcessId(0), self.tgid.get(), elapsed_ns) {
             self.writer.add_rss(&sample)?;
             self.progress.rss_bytes = Some(sample.rss_bytes);
             self.first_rss.get_or_insert(sample);

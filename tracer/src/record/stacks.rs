@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::address_space::{AddressSpace, Place};
 use tracer_common::abi::FRAME_INTERRUPTED;
 
-use crate::model::{Frame, FrameId, FrameKind, Stack, StackEnd};
+use crate::model::{Frame, FrameId, FrameKind, Lens, ProcessId, Stack, StackEnd};
 
 /// What is known of a frame besides what the capture holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,8 @@ impl StackBook {
                 })
             })
             .collect();
-        Added { stack: Stack { site, tgid, frames, end }, frames: new }
+        let stack = Stack { site, process: ProcessId(0), lens: Lens::Malloc, allocator: None, frames, end };
+        Added { stack, frames: new }
     }
 
     /// All frames, each with whether its address is a return address.
