@@ -7,8 +7,9 @@ use tracer_common::abi::{Loss, SiteCounters};
 
 use super::{Capture, CaptureWriter, Header};
 use crate::model::{
-    EndReason, Frame, FrameId, FrameKind, Lens, LiveAge, Location, LossTally, Object, ObjectId, RssSample,
-    Runtime, Stack, StackEnd, Target,
+    Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Lens, LiveAge, Location, LossTally,
+    MemoryClass, Object, ObjectId, Process, ProcessEnd, ProcessId, RssSample, Runtime, SiteClass, Stack,
+    StackEnd, Target,
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -17,6 +18,11 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// A recording in the making.
 pub(crate) struct Recording {
     pub(crate) header: Header,
+    /// Besides the header's target.
+    pub(crate) processes: Vec<Process>,
+    pub(crate) ends: Vec<(ProcessId, u64, ProcessEnd)>,
+    pub(crate) allocators: Vec<Allocator>,
+    pub(crate) classes: Vec<SiteClass>,
     pub(crate) objects: Vec<Object>,
     pub(crate) frames: Vec<Frame>,
     pub(crate) stacks: Vec<Stack>,
@@ -61,6 +67,10 @@ impl Recording {
         };
         Self {
             header,
+            processes: Vec::new(),
+            ends: Vec::new(),
+            allocators: Vec::new(),
+            classes: Vec::new(),
             objects: Vec::new(),
             frames: Vec::new(),
             stacks: Vec::new(),
@@ -92,7 +102,39 @@ impl Recording {
 
     /// Adds a stack.
     pub(crate) fn stack(&mut self, site: u32, end: StackEnd, frames: &[FrameId]) {
-        self.stacks.push(Stack { site, tgid: 4242, frames: frames.to_vec(), end });
+        self.stack_of(site, ProcessId(0), (Lens::Malloc, None), end, frames);
+    }
+
+    /// Adds a stack of a process, seen through a lens.
+    pub(crate) fn stack_of(
+        &mut self,
+        site: u32,
+        process: ProcessId,
+        (lens, allocator): (Lens, Option<AllocatorId>),
+        end: StackEnd,
+        frames: &[FrameId],
+    ) {
+        self.stacks.push(Stack { site, process, lens, allocator, frames: frames.to_vec(), end });
+    }
+
+    /// Adds a process that begins at a whole second.
+    pub(crate) fn process(&mut self, parent: Option<ProcessId>, second: u64, target: Target) -> ProcessId {
+        let id = ProcessId(self.processes.len() as u32 + 1);
+        self.processes.push(Process { id, parent, target, start_ns: second * SECOND_NS });
+        id
+    }
+
+    /// Adds an allocator.
+    pub(crate) fn allocator(&mut self, name: &str, prefix: &str, path: &str) -> AllocatorId {
+        let id = AllocatorId(self.allocators.len() as u32 + 1);
+        let (name, prefix, path) = (name.into(), prefix.into(), path.into());
+        self.allocators.push(Allocator { id, name, prefix, path, build_id: Some("ee55".into()) });
+        id
+    }
+
+    /// Says what the memory of a site is.
+    pub(crate) fn class(&mut self, site: u32, class: MemoryClass, label: Option<&str>) {
+        self.classes.push(SiteClass { site, class, label: label.map(str::to_owned) });
     }
 
     /// Sets what was lost.
@@ -104,8 +146,14 @@ impl Recording {
     pub(crate) fn tick(&mut self, second: u64, samples: &[(u32, SiteCounters)], rss_bytes: u64) {
         let elapsed_ns = second * SECOND_NS;
         self.ticks.push((elapsed_ns, samples.to_vec()));
+        self.rss(ProcessId(0), second, rss_bytes);
+    }
+
+    /// Adds a look at the memory of a process at a whole second.
+    pub(crate) fn rss(&mut self, process: ProcessId, second: u64, rss_bytes: u64) {
         self.rss.push(RssSample {
-            elapsed_ns,
+            process,
+            elapsed_ns: second * SECOND_NS,
             rss_bytes,
             anonymous_bytes: Some(rss_bytes / 2),
             file_bytes: None,
@@ -117,6 +165,18 @@ impl Recording {
     /// Writes the capture as a recorder would.
     pub(crate) fn write(&self, path: &Path) {
         let mut writer = CaptureWriter::create(path, false, &self.header).unwrap();
+        for process in &self.processes {
+            writer.add_process(process).unwrap();
+        }
+        for (process, elapsed_ns, end) in &self.ends {
+            writer.end_process(*process, *elapsed_ns, *end).unwrap();
+        }
+        for allocator in &self.allocators {
+            writer.add_allocator(allocator).unwrap();
+        }
+        for class in &self.classes {
+            writer.set_site_class(class).unwrap();
+        }
         for object in &self.objects {
             writer.add_object(object).unwrap();
         }
@@ -125,11 +185,13 @@ impl Recording {
             writer.add_frame(&bare).unwrap();
         }
         for stack in &self.stacks {
-            writer.add_stack(Lens::Malloc, stack).unwrap();
+            writer.add_stack(stack).unwrap();
         }
-        for ((elapsed_ns, samples), rss) in self.ticks.iter().zip(&self.rss) {
+        for (elapsed_ns, samples) in &self.ticks {
             writer.add_samples(*elapsed_ns, samples).unwrap();
-            writer.add_rss(rss).unwrap();
+            for rss in self.rss.iter().filter(|rss| rss.elapsed_ns == *elapsed_ns) {
+                writer.add_rss(rss).unwrap();
+            }
             writer.set_losses(&self.losses).unwrap();
             writer.commit().unwrap();
         }

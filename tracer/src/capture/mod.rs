@@ -4,10 +4,12 @@
 //! bounded and checked, without writing to the file or its directory. The format is described in
 //! `docs/capture-format.md`. It is not the kernel ABI: the conversion from one to the other is here.
 
+mod begin;
 mod create;
 mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod head;
 mod open;
 mod read;
 mod row;
@@ -20,7 +22,7 @@ mod tests;
 
 pub use create::{CreateError, Owner, create_file};
 pub use error::CaptureError;
-pub use read::{Capture, Finish, Overhead};
+pub use read::{Capture, Ended, Finish, Overhead, ProcessRow};
 pub use schema::{APPLICATION_ID, FORMAT_VERSION};
 pub use series::{MAX_POINTS, Series, thinned};
 pub use write::CaptureWriter;
@@ -30,7 +32,7 @@ use crate::model::Target;
 /// What is known when a recording begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Who is traced.
+    /// Who is traced; the first or root process where there are several.
     pub target: Target,
     /// Wall-clock start, nanoseconds since 1970 (UTC).
     pub start_realtime_ns: u64,

@@ -11,19 +11,20 @@ use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{Access, access};
 
 use super::create::beside;
-use super::schema::TABLES;
+use super::schema::tables;
 use super::{APPLICATION_ID, CaptureError, FORMAT_VERSION};
 
 /// Longest wait for a program that locks the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection inside a read transaction: what it sees does not change while it is recorded on.
-pub(super) fn open(path: &Path) -> Result<Connection, CaptureError> {
+/// And the format version of the file.
+pub(super) fn open(path: &Path) -> Result<(Connection, u32), CaptureError> {
     let found = locate(path)?;
     let connection = connect(&found).map_err(|error| CaptureError::reading(path, error))?;
-    check_identity(path, &connection)?;
-    check_tables(path, &connection)?;
-    Ok(connection)
+    let version = check_identity(path, &connection)?;
+    check_tables(path, &connection, version)?;
+    Ok((connection, version))
 }
 
 /// Resolves links, since SQLite looks for the log beside the file itself, and tells missing, forbidden and
@@ -74,7 +75,7 @@ fn connect(found: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn check_identity(path: &Path, connection: &Connection) -> Result<(), CaptureError> {
+fn check_identity(path: &Path, connection: &Connection) -> Result<u32, CaptureError> {
     let pragma = |name| {
         connection
             .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
@@ -84,7 +85,7 @@ fn check_identity(path: &Path, connection: &Connection) -> Result<(), CaptureErr
         return Err(CaptureError::NotACapture { path: path.to_path_buf() });
     }
     match u32::try_from(pragma("user_version")?) {
-        Ok(1..=FORMAT_VERSION) => Ok(()),
+        Ok(version @ 1..=FORMAT_VERSION) => Ok(version),
         Ok(found @ 1..) => {
             Err(CaptureError::Newer { path: path.to_path_buf(), found, supported: FORMAT_VERSION })
         }
@@ -92,7 +93,7 @@ fn check_identity(path: &Path, connection: &Connection) -> Result<(), CaptureErr
     }
 }
 
-fn check_tables(path: &Path, connection: &Connection) -> Result<(), CaptureError> {
+fn check_tables(path: &Path, connection: &Connection, version: u32) -> Result<(), CaptureError> {
     let count = |(name, sql): (&str, &str)| {
         connection.query_row(
             "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ? AND sql = ?",
@@ -100,7 +101,7 @@ fn check_tables(path: &Path, connection: &Connection) -> Result<(), CaptureError
             |row| row.get::<_, i64>(0),
         )
     };
-    for table in TABLES {
+    for table in tables(version) {
         if count(*table).map_err(|error| CaptureError::reading(path, error))? != 1 {
             let detail = format!("no table `{}` as defined by its version", table.0);
             return Err(CaptureError::Damaged { path: path.to_path_buf(), detail });

@@ -7,18 +7,20 @@ use std::path::Path;
 use rusqlite::{Connection, Row};
 use tracer_common::abi::{MAX_FRAMES, SiteCounters};
 
+use super::head::Head;
 use super::row::{bits, each, id, nullable, text, unsigned};
+use super::schema::{Queries, queries};
 use super::series::Thinner;
 use super::{CaptureError, Header, Series, open};
 use crate::model::{
-    EndReason, Frame, FrameId, FrameKind, Lens, LiveAge, Location, LossTally, Object, ObjectId, RssSample,
-    Runtime, Stack, StackEnd, Target,
+    Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Lens, LiveAge, Location, LossTally, Object,
+    ObjectId, Process, ProcessEnd, ProcessId, RssSample, SiteClass, Stack, StackEnd,
 };
 
 /// Most rows taken from one table; far above what the default bounds of a recording can make.
-const MAX_ROWS: usize = 8_000_000;
+pub(super) const MAX_ROWS: usize = 8_000_000;
 /// Most rows of the tables that describe the recording.
-const MAX_HEAD_ROWS: usize = 10_000;
+pub(super) const MAX_HEAD_ROWS: usize = 10_000;
 /// Most locations of one frame: functions inlined into each other.
 const MAX_LOCATIONS: usize = 256;
 /// Most samples kept after thinning.
@@ -42,17 +44,42 @@ pub struct Overhead {
     pub probe_cpu_ns: Option<u64>,
 }
 
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// How.
+    pub how: ProcessEnd,
+    /// Since the start of the recording.
+    pub elapsed_ns: u64,
+}
+
+/// A process and its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessRow {
+    /// What is known about it.
+    pub process: Process,
+    /// `None` where it ran on at the end of the recording.
+    pub ended: Option<Ended>,
+}
+
 /// A recording.
 #[derive(Clone, Debug)]
 pub struct Capture {
     /// What was known at its begin.
     pub header: Header,
+    /// Processes by their id, rising; never empty. The first is the header's target.
+    pub processes: Vec<ProcessRow>,
+    /// Allocators by their id, rising.
+    pub allocators: Vec<Allocator>,
     /// Files that frames lie in.
     pub objects: HashMap<ObjectId, Object>,
     /// Frames; each has at least one location.
     pub frames: HashMap<FrameId, Frame>,
-    /// Stacks by site number, rising. Every frame of them is in `frames`.
-    pub stacks: Vec<(Lens, Stack)>,
+    /// Stacks by site number, rising. Their frames are in `frames`, their process in `processes`, their
+    /// allocator in `allocators`.
+    pub stacks: Vec<Stack>,
+    /// What the memory of sites is, by site number, where the recorder knew it.
+    pub classes: HashMap<u32, SiteClass>,
     /// Counters over time.
     pub series: Series,
     /// Memory over time.
@@ -74,8 +101,8 @@ pub struct Capture {
 impl Capture {
     /// Reads a capture, also one that is being recorded or was interrupted.
     pub fn open(path: &Path) -> Result<Self, CaptureError> {
-        let connection = open::open(path)?;
-        let loaded = Loader { connection: &connection, skipped_rows: 0 }.load();
+        let (connection, version) = open::open(path)?;
+        let loaded = Loader { connection: &connection, queries: queries(version), skipped_rows: 0 }.load();
         let damaged =
             || CaptureError::Damaged { path: path.to_path_buf(), detail: "it has no header".into() };
         loaded.map_err(|error| CaptureError::reading(path, error))?.ok_or_else(damaged)
@@ -84,24 +111,26 @@ impl Capture {
     /// Length of the recording, as far as it is known.
     pub fn elapsed_ns(&self) -> u64 {
         let ticks_ns = self.series.points_ns.last().copied().unwrap_or(0);
-        let rss_ns = self.rss.last().map_or(0, |sample| sample.elapsed_ns);
+        let rss_ns = self.rss.iter().map(|sample| sample.elapsed_ns).max().unwrap_or(0);
         self.finish.map_or(ticks_ns.max(rss_ns), |finish| finish.elapsed_ns)
     }
 }
 
-struct Loader<'a> {
+pub(super) struct Loader<'a> {
     connection: &'a Connection,
-    skipped_rows: u64,
+    pub(super) queries: Queries,
+    pub(super) skipped_rows: u64,
 }
 
 impl Loader<'_> {
     fn load(mut self) -> rusqlite::Result<Option<Capture>> {
-        let Some(header) = self.header()? else { return Ok(None) };
+        let Some(Head { header, processes, allocators }) = self.head()? else { return Ok(None) };
         let objects = self.objects()?;
         let frames = self.frames(&objects)?;
-        let stacks = self.stacks(&frames)?;
+        let stacks = self.stacks(&frames, &processes, &allocators)?;
+        let classes = self.classes()?;
         let series = self.series()?;
-        let rss = self.rss()?;
+        let rss = self.rss(&processes)?;
         let losses = self.losses()?;
         let live_ages = self.live_ages()?;
         let overhead = self.overhead()?;
@@ -110,9 +139,12 @@ impl Loader<'_> {
         let skipped_rows = self.skipped_rows;
         Ok(Some(Capture {
             header,
+            processes,
+            allocators,
             objects,
             frames,
             stacks,
+            classes,
             series,
             rss,
             losses,
@@ -124,7 +156,7 @@ impl Loader<'_> {
         }))
     }
 
-    fn each(
+    pub(super) fn each(
         &mut self,
         sql: &str,
         limit: usize,
@@ -134,7 +166,7 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn all<T>(
+    pub(super) fn all<T>(
         &mut self,
         sql: &str,
         limit: usize,
@@ -145,46 +177,12 @@ impl Loader<'_> {
         Ok(rows)
     }
 
-    fn first<T>(&mut self, sql: &str, take: impl Fn(&Row<'_>) -> Option<T>) -> rusqlite::Result<Option<T>> {
+    pub(super) fn first<T>(
+        &mut self,
+        sql: &str,
+        take: impl Fn(&Row<'_>) -> Option<T>,
+    ) -> rusqlite::Result<Option<T>> {
         Ok(self.all(sql, 1, take)?.into_iter().next())
-    }
-
-    fn header(&mut self) -> rusqlite::Result<Option<Header>> {
-        let cmdline =
-            self.all("SELECT value FROM argument ORDER BY position", MAX_HEAD_ROWS, |row| text(row, 0))?;
-        let settings =
-            self.all("SELECT name, value FROM setting ORDER BY position", MAX_HEAD_ROWS, |row| {
-                Some((text(row, 0)?, text(row, 1)?))
-            })?;
-        let target = self.first(
-            "SELECT tgid, inner_tgid, comm, exe, runtime_name, runtime_version FROM target",
-            |row| {
-                let version = nullable(row, 5, text)?;
-                Some(Target {
-                    tgid: id(row, 0)?,
-                    inner_tgid: nullable(row, 1, id)?,
-                    comm: text(row, 2)?,
-                    cmdline: cmdline.clone(),
-                    exe: nullable(row, 3, text)?,
-                    runtime: nullable(row, 4, text)?.map(|name| Runtime { name, version }),
-                })
-            },
-        )?;
-        let Some(target) = target else { return Ok(None) };
-        self.first(
-            "SELECT start_realtime_ns, interval_ns, kernel_release, offheap_version, machine FROM recording",
-            |row| {
-                Some(Header {
-                    target: target.clone(),
-                    start_realtime_ns: unsigned(row, 0)?,
-                    interval_ns: unsigned(row, 1)?,
-                    settings: settings.clone(),
-                    kernel_release: text(row, 2)?,
-                    offheap_version: text(row, 3)?,
-                    machine: text(row, 4)?,
-                })
-            },
-        )
     }
 
     fn objects(&mut self) -> rusqlite::Result<HashMap<ObjectId, Object>> {
@@ -248,19 +246,36 @@ impl Loader<'_> {
         })
     }
 
-    fn stacks(&mut self, frames: &HashMap<FrameId, Frame>) -> rusqlite::Result<Vec<(Lens, Stack)>> {
-        let mut stacks =
-            self.all("SELECT lens, site, tgid, end FROM stack ORDER BY site", MAX_ROWS, |row| {
-                let lens = Lens::from_name(&text(row, 0)?)?;
-                let end = StackEnd::from_name(&text(row, 3)?)?;
-                Some((lens, Stack { site: id(row, 1)?, tgid: id(row, 2)?, frames: Vec::new(), end }))
-            })?;
+    fn stacks(
+        &mut self,
+        frames: &HashMap<FrameId, Frame>,
+        processes: &[ProcessRow],
+        allocators: &[Allocator],
+    ) -> rusqlite::Result<Vec<Stack>> {
+        let mut stacks: Vec<Stack> = Vec::new();
+        self.each(self.queries.stacks, MAX_ROWS, |row| {
+            let process = ProcessId(id(row, 1)?);
+            processes.binary_search_by_key(&process, |row| row.process.id).ok()?;
+            let allocator = nullable(row, 3, id)?.map(AllocatorId);
+            let known =
+                allocator.filter(|id| allocators.binary_search_by_key(id, |allocator| allocator.id).is_ok());
+            stacks.push(Stack {
+                site: id(row, 0)?,
+                process,
+                lens: Lens::from_name(&text(row, 2)?)?,
+                allocator: known,
+                frames: Vec::new(),
+                end: StackEnd::from_name(&text(row, 4)?)?,
+            });
+            // The stack stands, the reference does not.
+            (allocator == known).then_some(())
+        })?;
         let sql = "SELECT site, frame FROM stack_frame ORDER BY site, position";
         self.each(sql, MAX_ROWS, |row| {
             let site = id(row, 0)?;
             let frame = FrameId(id(row, 1)?);
-            let index = stacks.binary_search_by_key(&site, |(_, stack)| stack.site).ok()?;
-            let (_, stack) = stacks.get_mut(index)?;
+            let index = stacks.binary_search_by_key(&site, |stack| stack.site).ok()?;
+            let stack = stacks.get_mut(index)?;
             if stack.frames.len() == MAX_FRAMES || !frames.contains_key(&frame) {
                 return None;
             }
@@ -303,22 +318,24 @@ impl Loader<'_> {
         Ok(thinner.finish())
     }
 
-    fn rss(&mut self) -> rusqlite::Result<Vec<RssSample>> {
-        let sql = "SELECT elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes \
-                   FROM rss ORDER BY id";
-        let mut last_ns = 0;
+    fn rss(&mut self, processes: &[ProcessRow]) -> rusqlite::Result<Vec<RssSample>> {
+        let mut last_ns: HashMap<ProcessId, u64> = HashMap::new();
         let mut samples = Vec::new();
-        self.each(sql, MAX_ROWS, |row| {
-            let elapsed_ns = unsigned(row, 0).filter(|elapsed_ns| *elapsed_ns >= last_ns)?;
+        self.each(self.queries.rss, MAX_ROWS, |row| {
+            let process = ProcessId(id(row, 0)?);
+            processes.binary_search_by_key(&process, |row| row.process.id).ok()?;
+            let last_ns = last_ns.entry(process).or_default();
+            let elapsed_ns = unsigned(row, 1).filter(|elapsed_ns| *elapsed_ns >= *last_ns)?;
             samples.push(RssSample {
+                process,
                 elapsed_ns,
-                rss_bytes: unsigned(row, 1)?,
-                anonymous_bytes: nullable(row, 2, unsigned)?,
-                file_bytes: nullable(row, 3, unsigned)?,
-                shared_bytes: nullable(row, 4, unsigned)?,
-                swap_bytes: nullable(row, 5, unsigned)?,
+                rss_bytes: unsigned(row, 2)?,
+                anonymous_bytes: nullable(row, 3, unsigned)?,
+                file_bytes: nullable(row, 4, unsigned)?,
+                shared_bytes: nullable(row, 5, unsigned)?,
+                swap_bytes: nullable(row, 6, unsigned)?,
             });
-            last_ns = elapsed_ns;
+            *last_ns = elapsed_ns;
             Some(())
         })?;
         Ok(samples)

@@ -1,25 +1,28 @@
-//! The tables of format version 1. `docs/capture-format.md` explains every column.
+//! The tables of every format version. `docs/capture-format.md` explains every column.
 
 /// `PRAGMA application_id` of every capture: `ohea` in ASCII.
 pub const APPLICATION_ID: u32 = u32::from_be_bytes(*b"ohea");
 
 /// `PRAGMA user_version` of the captures this program writes. Older ones stay readable.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
-/// Name and definition of each table. The reader demands these very definitions, so that a prepared
-/// file cannot have it evaluate a view, a virtual table or a generated column.
-pub(super) const TABLES: &[(&str, &str)] = &[
+/// Name and definition of a table.
+type Table = (&'static str, &'static str);
+
+/// Tables of a version. The reader demands these very definitions, so that a prepared file cannot have it
+/// evaluate a view, a virtual table or a generated column.
+pub(super) fn tables(version: u32) -> impl Iterator<Item = &'static Table> {
+    let own = if version == 1 { ONLY_1 } else { ONLY_2 };
+    SHARED.iter().chain(own)
+}
+
+/// As they have been since version 1.
+const SHARED: &[Table] = &[
     (
         "recording",
         "CREATE TABLE recording(start_realtime_ns INTEGER NOT NULL, interval_ns INTEGER NOT NULL, \
          kernel_release TEXT NOT NULL, offheap_version TEXT NOT NULL, machine TEXT NOT NULL)",
     ),
-    (
-        "target",
-        "CREATE TABLE target(tgid INTEGER NOT NULL, inner_tgid INTEGER, comm TEXT NOT NULL, exe TEXT, \
-         runtime_name TEXT, runtime_version TEXT)",
-    ),
-    ("argument", "CREATE TABLE argument(position INTEGER PRIMARY KEY, value TEXT NOT NULL)"),
     (
         "setting",
         "CREATE TABLE setting(position INTEGER PRIMARY KEY, name TEXT NOT NULL, value TEXT NOT NULL)",
@@ -37,11 +40,6 @@ pub(super) const TABLES: &[(&str, &str)] = &[
          file INTEGER, line INTEGER, inlined INTEGER NOT NULL, PRIMARY KEY(frame, position)) WITHOUT ROWID",
     ),
     (
-        "stack",
-        "CREATE TABLE stack(site INTEGER PRIMARY KEY, lens TEXT NOT NULL, tgid INTEGER NOT NULL, \
-         end TEXT NOT NULL)",
-    ),
-    (
         "stack_frame",
         "CREATE TABLE stack_frame(site INTEGER NOT NULL, position INTEGER NOT NULL, frame INTEGER NOT NULL, \
          PRIMARY KEY(site, position)) WITHOUT ROWID",
@@ -52,11 +50,6 @@ pub(super) const TABLES: &[(&str, &str)] = &[
         "CREATE TABLE sample(tick INTEGER NOT NULL, site INTEGER NOT NULL, allocated_bytes INTEGER NOT NULL, \
          allocated_count INTEGER NOT NULL, freed_bytes INTEGER NOT NULL, freed_count INTEGER NOT NULL, \
          PRIMARY KEY(tick, site)) WITHOUT ROWID",
-    ),
-    (
-        "rss",
-        "CREATE TABLE rss(id INTEGER PRIMARY KEY, elapsed_ns INTEGER NOT NULL, rss_bytes INTEGER NOT NULL, \
-         anonymous_bytes INTEGER, file_bytes INTEGER, shared_bytes INTEGER, swap_bytes INTEGER)",
     ),
     (
         "loss",
@@ -72,3 +65,100 @@ pub(super) const TABLES: &[(&str, &str)] = &[
     ("hint", "CREATE TABLE hint(position INTEGER PRIMARY KEY, sentence TEXT NOT NULL)"),
     ("finish", "CREATE TABLE finish(reason TEXT NOT NULL, elapsed_ns INTEGER NOT NULL)"),
 ];
+
+/// One process, one lens.
+const ONLY_1: &[Table] = &[
+    (
+        "target",
+        "CREATE TABLE target(tgid INTEGER NOT NULL, inner_tgid INTEGER, comm TEXT NOT NULL, exe TEXT, \
+         runtime_name TEXT, runtime_version TEXT)",
+    ),
+    ("argument", "CREATE TABLE argument(position INTEGER PRIMARY KEY, value TEXT NOT NULL)"),
+    (
+        "stack",
+        "CREATE TABLE stack(site INTEGER PRIMARY KEY, lens TEXT NOT NULL, tgid INTEGER NOT NULL, \
+         end TEXT NOT NULL)",
+    ),
+    (
+        "rss",
+        "CREATE TABLE rss(id INTEGER PRIMARY KEY, elapsed_ns INTEGER NOT NULL, rss_bytes INTEGER NOT NULL, \
+         anonymous_bytes INTEGER, file_bytes INTEGER, shared_bytes INTEGER, swap_bytes INTEGER)",
+    ),
+];
+
+/// Processes, allocators and what memory is used for.
+const ONLY_2: &[Table] = &[
+    (
+        "process",
+        "CREATE TABLE process(id INTEGER PRIMARY KEY, parent INTEGER, tgid INTEGER NOT NULL, \
+         inner_tgid INTEGER, comm TEXT NOT NULL, exe TEXT, runtime_name TEXT, runtime_version TEXT, \
+         start_ns INTEGER NOT NULL, end_ns INTEGER, end_reason TEXT)",
+    ),
+    (
+        "process_argument",
+        "CREATE TABLE process_argument(process INTEGER NOT NULL, position INTEGER NOT NULL, \
+         value TEXT NOT NULL, PRIMARY KEY(process, position)) WITHOUT ROWID",
+    ),
+    (
+        "allocator",
+        "CREATE TABLE allocator(id INTEGER PRIMARY KEY, name TEXT NOT NULL, prefix TEXT NOT NULL, \
+         path TEXT NOT NULL, build_id TEXT)",
+    ),
+    (
+        "stack",
+        "CREATE TABLE stack(site INTEGER PRIMARY KEY, process INTEGER NOT NULL, lens TEXT NOT NULL, \
+         allocator INTEGER, end TEXT NOT NULL)",
+    ),
+    ("site_class", "CREATE TABLE site_class(site INTEGER PRIMARY KEY, class TEXT NOT NULL, label TEXT)"),
+    (
+        "rss",
+        "CREATE TABLE rss(id INTEGER PRIMARY KEY, process INTEGER NOT NULL, elapsed_ns INTEGER NOT NULL, \
+         rss_bytes INTEGER NOT NULL, anonymous_bytes INTEGER, file_bytes INTEGER, shared_bytes INTEGER, \
+         swap_bytes INTEGER)",
+    ),
+];
+
+/// The statements that differ between versions. Both give the same columns.
+pub(super) struct Queries {
+    /// id, parent, tgid, inner_tgid, comm, exe, runtime_name, runtime_version, start_ns, end_ns, end_reason.
+    pub processes: &'static str,
+    /// process, value.
+    pub arguments: &'static str,
+    /// id, name, prefix, path, build_id; `None`: there are none.
+    pub allocators: Option<&'static str>,
+    /// site, process, lens, allocator, end.
+    pub stacks: &'static str,
+    /// site, class, label; `None`: there are none.
+    pub classes: Option<&'static str>,
+    /// process, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes.
+    pub rss: &'static str,
+}
+
+/// The statements for a version.
+pub(super) const fn queries(version: u32) -> Queries {
+    if version == 1 { QUERIES_1 } else { QUERIES_2 }
+}
+
+/// The target is process 0.
+const QUERIES_1: Queries = Queries {
+    processes: "SELECT 0, NULL, tgid, inner_tgid, comm, exe, runtime_name, runtime_version, 0, NULL, NULL \
+                FROM target ORDER BY rowid",
+    arguments: "SELECT 0, value FROM argument ORDER BY position",
+    allocators: None,
+    stacks: "SELECT site, CASE WHEN tgid = (SELECT tgid FROM target ORDER BY rowid LIMIT 1) THEN 0 END, \
+             lens, NULL, end FROM stack ORDER BY site",
+    classes: None,
+    rss: "SELECT 0, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes FROM rss \
+          ORDER BY id",
+};
+
+const QUERIES_2: Queries = Queries {
+    processes: "SELECT id, parent, tgid, inner_tgid, comm, exe, runtime_name, runtime_version, start_ns, \
+                end_ns, end_reason FROM process ORDER BY id",
+    arguments: "SELECT process, value FROM process_argument ORDER BY process, position",
+    allocators: Some("SELECT id, name, prefix, path, build_id FROM allocator ORDER BY id"),
+    stacks: "SELECT site, process, lens, allocator, end FROM stack ORDER BY site",
+    classes: Some("SELECT site, class, label FROM site_class ORDER BY site"),
+    rss: "SELECT process, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes \
+          FROM rss ORDER BY id",
+};

@@ -4,18 +4,19 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, Params, params};
+use rusqlite::{Connection, Params, params};
 use tracer_common::abi::SiteCounters;
 
+use super::begin::{open, stored, write_header, write_process};
 use super::create::{beside, remove};
-use super::schema::TABLES;
-use super::{APPLICATION_ID, CaptureError, CreateError, FORMAT_VERSION, Header, Owner, create_file};
-use crate::model::{EndReason, Frame, FrameId, Lens, LiveAge, Location, LossTally, Object, RssSample, Stack};
+use super::{CaptureError, CreateError, Header, Owner, create_file};
+use crate::model::{
+    Allocator, EndReason, Frame, FrameId, LiveAge, Location, LossTally, Object, Process, ProcessEnd,
+    ProcessId, RssSample, SiteClass, Stack,
+};
 
 /// Files that SQLite keeps beside a database while it is written.
 const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
-/// Longest wait for a reader that locks the file at the end.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An open capture. Calls are collected in a transaction until [`CaptureWriter::commit`].
 ///
@@ -103,11 +104,56 @@ impl CaptureWriter {
         if frame.locations.is_empty() { Ok(()) } else { self.set_locations(frame.id, &frame.locations) }
     }
 
-    /// Adds the stack of a site. Site numbers are unique within a capture, whatever the lens.
-    pub fn add_stack(&mut self, lens: Lens, stack: &Stack) -> Result<(), CaptureError> {
+    /// Adds a process, or says anew what is known about it; how it ended stays. The first one, with the
+    /// header's target, is in the file from the begin.
+    pub fn add_process(&mut self, process: &Process) -> Result<(), CaptureError> {
+        self.check_usable()?;
+        let done = begin(&self.connection).and_then(|()| write_process(&self.connection, process));
+        self.checked(done)
+    }
+
+    /// Says that a process has ended, and how. Nothing happens for an id that was not added.
+    pub fn end_process(
+        &mut self,
+        process: ProcessId,
+        elapsed_ns: u64,
+        end: ProcessEnd,
+    ) -> Result<(), CaptureError> {
         self.run(
-            "INSERT OR IGNORE INTO stack VALUES(?, ?, ?, ?)",
-            params![stack.site, lens.name(), stack.tgid, stack.end.name()],
+            "UPDATE process SET end_ns = ?, end_reason = ? WHERE id = ?",
+            params![stored(elapsed_ns), end.name(), process.0],
+        )
+    }
+
+    /// Adds an allocator. An id that is there already is left as it is.
+    pub fn add_allocator(&mut self, allocator: &Allocator) -> Result<(), CaptureError> {
+        self.run(
+            "INSERT OR IGNORE INTO allocator VALUES(?, ?, ?, ?, ?)",
+            params![allocator.id.0, allocator.name, allocator.prefix, allocator.path, allocator.build_id],
+        )
+    }
+
+    /// Says what the memory of a site is, in place of what was said before. Without it, it is an allocation for
+    /// the lens `malloc` and unknown for the lens `mmap`.
+    pub fn set_site_class(&mut self, class: &SiteClass) -> Result<(), CaptureError> {
+        self.run(
+            "INSERT OR REPLACE INTO site_class VALUES(?, ?, ?)",
+            params![class.site, class.class.name(), class.label],
+        )
+    }
+
+    /// Adds the stack of a site; its process is added before. Site numbers are unique within a capture,
+    /// whatever the lens and the process.
+    pub fn add_stack(&mut self, stack: &Stack) -> Result<(), CaptureError> {
+        self.run(
+            "INSERT OR IGNORE INTO stack VALUES(?, ?, ?, ?, ?)",
+            params![
+                stack.site,
+                stack.process.0,
+                stack.lens.name(),
+                stack.allocator.map(|allocator| allocator.0),
+                stack.end.name()
+            ],
         )?;
         for (position, frame) in (0u32..).zip(&stack.frames) {
             self.run(
@@ -144,12 +190,13 @@ impl CaptureWriter {
         Ok(())
     }
 
-    /// Adds a look at the process's memory.
+    /// Adds a look at a process's memory.
     pub fn add_rss(&mut self, sample: &RssSample) -> Result<(), CaptureError> {
         self.run(
-            "INSERT INTO rss(elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes) \
-             VALUES(?, ?, ?, ?, ?, ?)",
+            "INSERT INTO rss(process, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, \
+             swap_bytes) VALUES(?, ?, ?, ?, ?, ?, ?)",
             params![
+                sample.process.0,
                 stored(sample.elapsed_ns),
                 stored(sample.rss_bytes),
                 sample.anonymous_bytes.map(stored),
@@ -216,9 +263,7 @@ impl CaptureWriter {
 
     /// Ends the transaction: what was added so far survives whatever happens to this process.
     pub fn commit(&mut self) -> Result<(), CaptureError> {
-        if self.gave_up {
-            return Err(CaptureError::GivenUp { path: self.path.clone() });
-        }
+        self.check_usable()?;
         if !self.connection.is_autocommit() {
             let done = self.connection.execute_batch("COMMIT");
             self.checked(done)?;
@@ -253,11 +298,13 @@ impl CaptureWriter {
         Ok(Some(id))
     }
 
+    fn check_usable(&self) -> Result<(), CaptureError> {
+        if self.gave_up { Err(CaptureError::GivenUp { path: self.path.clone() }) } else { Ok(()) }
+    }
+
     /// Runs a statement inside the current transaction.
     fn run(&mut self, sql: &str, values: impl Params) -> Result<(), CaptureError> {
-        if self.gave_up {
-            return Err(CaptureError::GivenUp { path: self.path.clone() });
-        }
+        self.check_usable()?;
         let done = begin(&self.connection)
             .and_then(|()| self.connection.prepare_cached(sql)?.execute(values).map(|_| ()));
         self.checked(done)
@@ -285,77 +332,8 @@ impl CaptureWriter {
     }
 }
 
-/// SQLite's integers have a sign; counters that large do not occur.
-fn stored(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
 fn begin(connection: &Connection) -> rusqlite::Result<()> {
     if connection.is_autocommit() { connection.execute_batch("BEGIN IMMEDIATE") } else { Ok(()) }
-}
-
-fn open(path: &Path) -> rusqlite::Result<Connection> {
-    // SQLITE_OPEN_NOFOLLOW refuses a link in any directory of the path too: resolve those first.
-    let absolute = match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            parent.canonicalize().map_or_else(|_| path.to_path_buf(), |parent| parent.join(name))
-        }
-        _ => path.to_path_buf(),
-    };
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX
-        | OpenFlags::SQLITE_OPEN_NOFOLLOW
-        | OpenFlags::SQLITE_OPEN_EXRESCODE;
-    let connection = Connection::open_with_flags(absolute, flags)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(32);
-    Ok(connection)
-}
-
-/// Tables and header go into the file itself, before the write-ahead log is switched on: so the file
-/// alone is a capture from its first commit.
-fn write_header(connection: &Connection, header: &Header) -> rusqlite::Result<()> {
-    connection.execute_batch("BEGIN IMMEDIATE")?;
-    connection.pragma_update(None, "application_id", APPLICATION_ID)?;
-    connection.pragma_update(None, "user_version", FORMAT_VERSION)?;
-    for (_, sql) in TABLES {
-        connection.execute_batch(sql)?;
-    }
-    connection.execute(
-        "INSERT INTO recording VALUES(?, ?, ?, ?, ?)",
-        params![
-            stored(header.start_realtime_ns),
-            stored(header.interval_ns),
-            header.kernel_release,
-            header.offheap_version,
-            header.machine
-        ],
-    )?;
-    let target = &header.target;
-    let runtime = target.runtime.as_ref();
-    connection.execute(
-        "INSERT INTO target VALUES(?, ?, ?, ?, ?, ?)",
-        params![
-            target.tgid,
-            target.inner_tgid,
-            target.comm,
-            target.exe,
-            runtime.map(|runtime| &runtime.name),
-            runtime.and_then(|runtime| runtime.version.as_ref())
-        ],
-    )?;
-    for argument in &target.cmdline {
-        connection.execute("INSERT INTO argument(value) VALUES(?)", params![argument])?;
-    }
-    for (name, value) in &header.settings {
-        connection.execute("INSERT INTO setting(name, value) VALUES(?, ?)", params![name, value])?;
-    }
-    connection.execute_batch("COMMIT")?;
-    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
-    // Every commit goes on into the file, so that it is nearly complete even without its log.
-    connection.pragma_update_and_check(None, "wal_autocheckpoint", 1, |_| Ok(()))
 }
 
 #[cfg(test)]

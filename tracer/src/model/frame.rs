@@ -1,6 +1,6 @@
 //! Stacks and what their frames mean.
 
-use super::StackEnd;
+use super::{AllocatorId, Lens, ProcessId, StackEnd};
 
 /// Identifies an [`Object`] within one recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -91,11 +91,15 @@ pub struct Frame {
 /// A stack, which is also an allocation site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
-    /// Site number in the kernel's counters; 0 is the site of stacks that were lost.
+    /// Site number in the kernel's counters, unique whatever the lens; 0 is the site of stacks that were lost.
     pub site: u32,
-    /// Process id.
-    pub tgid: u32,
-    /// Innermost first; the first is the caller of the allocator.
+    /// Whose call it was.
+    pub process: ProcessId,
+    /// How it was observed.
+    pub lens: Lens,
+    /// The allocator that was called, or within whose call the kernel was asked; `None` where not known.
+    pub allocator: Option<AllocatorId>,
+    /// Innermost first; the first is the caller of the allocator, or the one who asked the kernel.
     pub frames: Vec<FrameId>,
     /// Why it ends.
     pub end: StackEnd,

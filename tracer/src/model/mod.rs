@@ -1,9 +1,15 @@
 //! Plain types that the stages hand to each other. No I/O, no rules.
 
+mod allocator;
 mod frame;
+mod memory_class;
+mod process;
 mod recording;
 mod target;
 
+pub use allocator::{Allocator, AllocatorId};
 pub use frame::{Frame, FrameId, FrameKind, Location, Object, ObjectId, Stack};
+pub use memory_class::{MemoryClass, SiteClass};
+pub use process::{Process, ProcessEnd, ProcessId};
 pub use recording::{EndReason, Lens, LiveAge, LossTally, RssSample, SiteSample, StackEnd};
 pub use target::{Runtime, Target};

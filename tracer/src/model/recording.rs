@@ -3,21 +3,26 @@
 use tracer_common::abi::SiteCounters;
 pub use tracer_common::abi::StackEnd;
 
+use super::ProcessId;
+
 /// How memory was observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lens {
     /// Allocator calls.
     Malloc,
+    /// Mappings that the process asked the kernel for.
+    Mmap,
 }
 
 impl Lens {
     /// Every lens.
-    pub const ALL: [Self; 1] = [Self::Malloc];
+    pub const ALL: [Self; 2] = [Self::Malloc, Self::Mmap];
 
     /// The name used in reports and captures.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Malloc => "malloc",
+            Self::Mmap => "mmap",
         }
     }
 
@@ -38,9 +43,11 @@ pub struct SiteSample {
     pub counters: SiteCounters,
 }
 
-/// Memory of the process at one moment, from `/proc/PID/status`. A field that could not be read is `None`.
+/// Memory of a process at one moment, from `/proc/PID/status`. A field that could not be read is `None`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RssSample {
+    /// Whose memory.
+    pub process: ProcessId,
     /// Since the start of the recording.
     pub elapsed_ns: u64,
     /// VmRSS.

@@ -8,7 +8,7 @@ use tracer_common::abi::{Loss, SITE_LOST, SiteCounters};
 use super::frame::expand;
 use super::{Filter, ProfileError, Sort, is_wrapper, theil_sen};
 use crate::capture::Capture;
-use crate::model::{FrameId, Lens, LiveAge, Stack, StackEnd};
+use crate::model::{FrameId, Lens, LiveAge, ProcessId, Stack, StackEnd};
 
 /// Losses whose bytes are booked on the row of lost stacks.
 const STACK_LOSSES: [Loss; 4] =
@@ -70,7 +70,7 @@ enum Place<'a> {
 /// What makes two sites the same.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Identity {
-    Stack { lens: &'static str, tgid: u32, places: Vec<u32>, end: StackEnd },
+    Stack { lens: Lens, process: ProcessId, places: Vec<u32>, end: StackEnd },
     Lost,
 }
 
@@ -127,25 +127,24 @@ pub(super) fn fold(
 
 /// One row per stack, without numbers. Sites without a stack go to the row of the lost ones.
 fn merge(capture: &Capture) -> Vec<Site> {
-    let stacks: HashMap<u32, (Lens, &Stack)> =
-        capture.stacks.iter().map(|(lens, stack)| (stack.site, (*lens, stack))).collect();
+    let stacks: HashMap<u32, &Stack> = capture.stacks.iter().map(|stack| (stack.site, stack)).collect();
     let mut places: HashMap<Place<'_>, u32> = HashMap::new();
     let mut rows: HashMap<Identity, usize> = HashMap::new();
     let mut sites: Vec<Site> = Vec::new();
-    let without_samples = capture.stacks.iter().map(|(_, stack)| stack.site);
+    let without_samples = capture.stacks.iter().map(|stack| stack.site);
     let mut numbers: Vec<u32> = capture.series.sites.keys().copied().chain(without_samples).collect();
     numbers.sort_unstable();
     numbers.dedup();
     for number in numbers {
         let known = stacks.get(&number).filter(|_| number != SITE_LOST);
         let identity = match known {
-            Some((lens, stack)) => {
+            Some(stack) => {
                 let places = stack.frames.iter().map(|frame| {
                     let next = places.len() as u32;
                     *places.entry(place(capture, *frame)).or_insert(next)
                 });
                 let places = places.collect();
-                Identity::Stack { lens: lens.name(), tgid: stack.tgid, places, end: stack.end }
+                Identity::Stack { lens: stack.lens, process: stack.process, places, end: stack.end }
             }
             None => Identity::Lost,
         };
@@ -174,8 +173,8 @@ fn place(capture: &Capture, frame: FrameId) -> Place<'_> {
     }
 }
 
-fn row(capture: &Capture, number: u32, known: Option<(Lens, &Stack)>) -> Site {
-    let frames = known.map(|(_, stack)| stack.frames.clone()).unwrap_or_default();
+fn row(capture: &Capture, number: u32, known: Option<&Stack>) -> Site {
+    let frames = known.map(|stack| stack.frames.clone()).unwrap_or_default();
     let culprit = expand(&frames, &capture.frames, &capture.objects)
         .position(|frame| !frame.location.function.as_deref().is_some_and(is_wrapper))
         .unwrap_or(0);
@@ -184,13 +183,13 @@ fn row(capture: &Capture, number: u32, known: Option<(Lens, &Stack)>) -> Site {
     let lost_by = STACK_LOSSES.iter().filter(is_stack_loss).map(|loss| loss.name());
     Site {
         rank: 0,
-        lens: known.map_or(Lens::Malloc, |(lens, _)| lens),
+        lens: known.map_or(Lens::Malloc, |stack| stack.lens),
         numbers: vec![number],
         outstanding_bytes: 0,
         outstanding_count: 0,
         growth_bytes_per_s: None,
         counters: SiteCounters::default(),
-        end: known.map_or(StackEnd::NotKept, |(_, stack)| stack.end),
+        end: known.map_or(StackEnd::NotKept, |stack| stack.end),
         frames,
         culprit,
         is_lost: known.is_none(),
