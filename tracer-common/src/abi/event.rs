@@ -8,7 +8,7 @@ pub const EVENT_STACK: u32 = 1;
 pub const EVENT_EXEC: u32 = 2;
 /// A traced process has a child with memory of its own: [`EventHeader`] alone, `tgid` is the child, `value` the
 /// parent's process id, and in its upper half the epoch in which the child begins. For a child that had shared its parent's memory, at its exec.
-pub const EVENT_FORK: u32 = 4;
+pub const EVENT_FORK: u32 = 5;
 /// The unwinder met a program counter in no known mapping: [`EventHeader`] alone, `value` is that pc.
 pub const EVENT_REFRESH: u32 = 3;
 
