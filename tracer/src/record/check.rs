@@ -49,6 +49,7 @@ impl Attached {
             max_size_bytes: u64::MAX,
             bpf_log: None,
             follow: false,
+            clone_flags_offset: 0,
             validate: purpose == Purpose::Validate,
         };
         let mut programs = Programs::load(&options, purpose)?;

@@ -74,6 +74,9 @@ pub enum RecordError {
         /// Cause.
         source: io::Error,
     },
+    /// A tracepoint cannot be used.
+    #[error(transparent)]
+    Tracepoint(#[from] super::tracepoint::TracepointError),
     /// Finding allocators failed.
     #[error(transparent)]
     Discover(#[from] crate::attach::AttachError),

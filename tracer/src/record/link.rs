@@ -15,6 +15,8 @@ use super::{
     load::{Programs, Purpose, uprobe},
 };
 
+use crate::attach::AttachError;
+
 /// Probes that are closed at the same time, a thread for each.
 const MAX_CLOSING_THREADS: usize = 256;
 
@@ -87,10 +89,15 @@ impl Links {
             // Through our own descriptor: the kernel follows the link to the very file that is mapped,
             // also if it was deleted, replaced, or lies in another mount namespace.
             let path = PathBuf::from(format!("/proc/self/fd/{}", probe.object.as_raw_fd()));
-            let failed = |source| RecordError::Attach {
-                function: probe.function.to_owned(),
-                object: probe.object_path.to_owned(),
-                source: Box::new(source),
+            let failed = |source| {
+                if is_no_process(&source) {
+                    return AttachError::NoProcess { tgid: tgid.get() }.into();
+                }
+                RecordError::Attach {
+                    function: probe.function.to_owned(),
+                    object: probe.object_path.to_owned(),
+                    source: Box::new(source),
+                }
             };
             let point = UProbeAttachPoint {
                 location: UProbeAttachLocation::AbsoluteOffset(probe.file_offset),
@@ -138,6 +145,18 @@ impl Links {
         }
         all.iter_mut().for_each(|links| links.placed.clear());
     }
+}
+
+/// Whether the kernel says that the process has gone meanwhile.
+fn is_no_process(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.raw_os_error() == Some(libc::ESRCH)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 impl Drop for Links {

@@ -5,7 +5,7 @@ use std::{os::fd::AsFd, time::Duration};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::{ProgramError, RawTracePoint, UProbe},
+    programs::{ProgramError, RawTracePoint, TracePoint, UProbe},
 };
 use aya_log::EbpfLogger;
 use tracer_common::abi::{EscapeRule, Loss, MappingChunk, PageChunk, Process, RowChunk, Settings, Tally};
@@ -13,10 +13,14 @@ use tracer_common::abi::{EscapeRule, Loss, MappingChunk, PageChunk, Process, Row
 use super::{
     RecordError,
     kernel_map::{Abi, SiteArray, skipped_runs},
+    tracepoint::{Hook, Tracefs},
 };
 
 /// The object that was built from `tracer-ebpf`, checked in; `cargo xtask build-ebpf` makes it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/offheap.x86_64.bpf.o");
+
+/// The tracepoint of new processes and threads.
+pub const NEW_TASK: &str = "task/task_newtask";
 
 /// Bounds of the kernel's maps. Each one that is hit is counted and reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub struct LoadOptions {
     pub bpf_log: Option<log::Level>,
     /// Whether children of traced processes are traced too.
     pub follow: bool,
+    /// Where `clone_flags` stands in the record of `task_newtask`.
+    pub clone_flags_offset: u32,
     /// Whether the validate mode is wanted: its ring is 64 MiB.
     pub validate: bool,
 }
@@ -97,6 +103,8 @@ impl Purpose {
 
 /// The loaded object.
 pub struct Programs {
+    /// Follows new processes; `None` where that is not possible, or nobody is traced.
+    new_task: Option<Hook>,
     /// Log lines of the programs, where they were asked for.
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
     /// aya's handle: programs and their links.
@@ -161,6 +169,7 @@ impl Programs {
         let logger = options.bpf_log.map(|_| EbpfLogger::init(&mut bpf)).transpose();
         let logger = logger.map_err(|_| RecordError::Object { name: "AYA_LOGS" })?;
         Ok(Self {
+            new_task: None,
             logger,
             sites: SiteArray::map(&counters, options.limits.max_sites)?,
             site_count: typed(&mut bpf, "SITE_COUNT")?,
@@ -176,6 +185,23 @@ impl Programs {
             escapes: typed(&mut bpf, "ESCAPES")?,
             bpf,
         })
+    }
+
+    /// Attaches the program that follows new processes.
+    ///
+    /// # Errors
+    /// [`RecordError::Tracepoint`], [`RecordError::Program`], [`RecordError::Object`].
+    pub fn watch_new_tasks(&mut self, tracefs: &Tracefs) -> Result<(), RecordError> {
+        let name = "new_task";
+        let program: &mut TracePoint = self
+            .bpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(RecordError::Object { name })?;
+        program.load().map_err(|source| refused(name, source))?;
+        let fd = program.fd().map_err(|source| refused(name, source))?;
+        self.new_task = Some(Hook::attach(NEW_TASK, tracefs.id(NEW_TASK)?, fd.as_fd())?);
+        Ok(())
     }
 
     /// Writes the log lines of the programs to our own log.
@@ -267,7 +293,7 @@ fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
         max_sites: options.limits.max_sites,
         reserved: 0,
         follow: u32::from(options.follow),
-        clone_flags_offset: Settings::DEFAULT.clone_flags_offset,
+        clone_flags_offset: options.clone_flags_offset,
     });
     let level = options.bpf_log.map_or(0, |level| level as u8);
     EbpfLoader::new()

@@ -17,7 +17,7 @@ use super::{
     event::{self, Event},
     link::Links,
     live::{self, Ages, Amount, Ends},
-    load::{LoadOptions, Programs, Purpose},
+    load::{LoadOptions, NEW_TASK, Programs, Purpose},
     losses::{self, OwnLosses},
     member::Member,
     mmap_watch::{Changes, MmapWatch},
@@ -26,6 +26,7 @@ use super::{
     roster::Roster,
     rss,
     stacks::StackBook,
+    tracepoint::{Tracefs, TracepointError},
     wait::{Signals, any_readable, clear, until, watched},
 };
 use crate::{
@@ -69,7 +70,7 @@ impl Session {
     ///
     /// # Errors
     /// Everything that can stand in the way of a recording.
-    pub fn prepare(processes: Vec<TargetProcess>, options: RecordOptions) -> Result<Self, RecordError> {
+    pub fn prepare(processes: Vec<TargetProcess>, mut options: RecordOptions) -> Result<Self, RecordError> {
         let system = |operation| move |source| RecordError::System { operation, source };
         let watches = MmapWatch::open_all()?;
         let mut store = CodeStore::new();
@@ -81,6 +82,7 @@ impl Session {
             member.code.survey(&mut store)?;
             members.push(member);
         }
+        let new_tasks = new_tasks();
         let load = LoadOptions {
             limits: options.limits,
             tables: store.sizes(),
@@ -88,9 +90,16 @@ impl Session {
             max_size_bytes: options.max_size_bytes,
             bpf_log: options.bpf_log,
             follow: options.follow,
+            clone_flags_offset: new_tasks.as_ref().map_or(0, |(_, offset)| *offset),
             validate: false,
         };
-        let programs = Programs::load(&load, Purpose::Trace)?;
+        let mut programs = Programs::load(&load, Purpose::Trace)?;
+        // Without it, blocks that a vfork child allocates are missed, and children are not followed.
+        let watched = new_tasks.and_then(|(tracefs, _)| programs.watch_new_tasks(&tracefs));
+        if let Err(error) = watched {
+            hints.insert(format!("child processes are not recorded: {error}"));
+            options.follow = false;
+        }
         let first: &Member = members.first().ok_or(AttachError::NoProcess { tgid: 0 })?;
         let header = header(first.program().target.clone(), &options);
         let mut writer = CaptureWriter::create_for(&options.output, options.force, options.owner, &header)?;
@@ -403,4 +412,11 @@ impl Session {
     ) -> Result<(), RecordError> {
         Ok(self.writer.end_process(row, nanoseconds(self.started.elapsed()), end)?)
     }
+}
+
+/// What is needed to follow new processes: a tracefs, and where the tracepoint's record has the flags of the clone.
+fn new_tasks() -> Result<(Tracefs, u32), RecordError> {
+    let tracefs = Tracefs::open()?;
+    let offset = tracefs.field_offset(NEW_TASK, "clone_flags")?;
+    Ok((tracefs, offset.ok_or(TracepointError::NoTracepoint { name: NEW_TASK })?))
 }
