@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::attach::selection::Selection;
 pub use crate::record::Limits;
 
 /// Declares an enumeration that is written as one word on the command line.
@@ -144,6 +145,8 @@ pub enum Action {
     Doctor {
         /// The process that is looked at, if any.
         tgid: Option<NonZeroU32>,
+        /// What is looked for besides the usual.
+        selection: Selection,
     },
     /// `offheap demo`.
     Demo {
@@ -207,6 +210,8 @@ pub struct RecordPlan {
     pub max_size_bytes: u64,
     /// Bounds of the kernel's tables.
     pub limits: Limits,
+    /// What is looked for besides the usual allocators.
+    pub selection: Selection,
     /// Log of the BPF programs; `None`: compiled out.
     pub bpf_log: Option<BpfLogLevel>,
     /// Whether the report follows.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{ExitStatus, demo_target::DemoTruth, export, record, report};
 use crate::{
-    attach::{feature, target},
+    attach::{feature, selection::Selection, target},
     capture::Capture,
     cli::plan::{
         ExportFormat, ExportPlan, Limits, RecordPlan, ReportFormat, ReportPlan, SortKey, TargetPlan,
@@ -118,6 +118,7 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
         min_size_bytes: 0,
         max_size_bytes: u64::MAX,
         limits: Limits::DEFAULT,
+        selection: Selection::default(),
         bpf_log: None,
         then_report: true,
     };

@@ -14,7 +14,7 @@ use super::{
     code::CodeTables,
     link::{Links, Probe},
     load::{Limits, LoadOptions, Programs, Purpose},
-    session::probes_of,
+    probe::probes_of,
 };
 use crate::{
     attach::discover::Discoverer,

@@ -15,7 +15,7 @@ use super::{
     load::{Programs, Purpose, uprobe},
 };
 
-/// Which of the three programs a probe runs. The order is the order of attaching: releases first, so
+/// Which of the programs a probe runs. The order is the order of attaching: releases first, so
 /// that no release is missed of an allocation that was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
@@ -23,6 +23,8 @@ pub enum Role {
     Release,
     /// An allocating function returns.
     Return,
+    /// An allocating function that may throw is about to return: it must not have a return probe.
+    Exit,
     /// An allocating function is entered.
     Entry,
 }
@@ -67,7 +69,7 @@ impl Links {
     ) -> Result<usize, RecordError> {
         let mut sorted: Vec<&Probe<'_>> = probes.iter().collect();
         sorted.sort_by_key(|probe| probe.role);
-        let [entry, leave, release] = purpose.programs();
+        let [entry, leave, exit, release] = purpose.programs();
         let mut count = 0;
         for probe in sorted {
             if !self.placed.insert((probe.object_key.0, probe.object_key.1, probe.file_offset, probe.role)) {
@@ -78,6 +80,7 @@ impl Links {
                 match probe.role {
                     Role::Release => release,
                     Role::Return => leave,
+                    Role::Exit => exit,
                     Role::Entry => entry,
                 },
             )?;
@@ -110,10 +113,10 @@ impl Links {
         self.links.is_empty()
     }
 
-    /// Takes all probes off: entries, then returns, then releases. Closing one waits until no CPU can be
+    /// Takes all probes off: entries, then exits and returns, then releases. Closing one waits until no CPU can be
     /// running its program, some tenths of a second; so those of one role are closed at the same time.
     pub fn detach(&mut self) {
-        for role in [Role::Entry, Role::Return, Role::Release] {
+        for role in [Role::Entry, Role::Exit, Role::Return, Role::Release] {
             std::thread::scope(|scope| {
                 for (_, link) in self.links.extract_if(.., |(of, _)| *of == role) {
                     scope.spawn(move || drop(link));

@@ -12,6 +12,7 @@ mod live;
 mod load;
 mod mmap_watch;
 mod naming;
+mod probe;
 mod rss;
 mod session;
 mod stacks;

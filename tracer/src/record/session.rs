@@ -16,21 +16,18 @@ use super::{
     clock::{monotonic_ns, nanoseconds, realtime_ns},
     code::CodeTables,
     event::{self, Event},
-    link::{Links, Probe, Role},
+    link::{Links, Probe},
     live::{self, Amount},
     load::{Limits, LoadOptions, Programs, Purpose},
     mmap_watch::{Changes, MmapWatch},
     naming::name_frames,
+    probe::probes_of,
     rss,
     stacks::StackBook,
     wait::{Signals, any_readable, clear, until, watched},
 };
 use crate::{
-    attach::{
-        AttachError,
-        discover::{Allocator, Discoverer},
-        target::TargetProcess,
-    },
+    attach::{AttachError, discover::Discoverer, selection::Selection, target::TargetProcess},
     capture::{CaptureWriter, Header, Owner},
     model::{EndReason, Frame, Lens, LossTally, RssSample, Target},
     symbolize::PerfMapSource,
@@ -53,6 +50,8 @@ pub struct RecordOptions {
     pub max_size_bytes: u64,
     /// Bounds of the kernel's maps.
     pub limits: Limits,
+    /// Prefixes and objects that the user adds to the allocators that are looked for.
+    pub selection: Selection,
     /// Level of the BPF side's log lines.
     pub bpf_log: Option<log::Level>,
     /// Who shall own the capture; `None`: whoever runs this.
@@ -158,7 +157,7 @@ impl Session {
         Ok(Self {
             tgid,
             target,
-            discoverer: Discoverer::default(),
+            discoverer: Discoverer::new(options.selection.clone()),
             perf_map,
             last: vec![SiteCounters::default(); options.limits.max_sites as usize],
             options,
@@ -220,12 +219,7 @@ impl Session {
         Err(RecordError::Discover(AttachError::NoAllocator {
             tgid: self.tgid.get(),
             comm: self.target.comm.clone(),
-            hint: if is_go {
-                "it is a Go program without C code; Go's own heap does not go through malloc and cannot have \
-                 return probes: use Go's pprof"
-            } else {
-                "none of its files defines malloc; a static program must not be stripped of its symbols"
-            },
+            hint: self.discoverer.absence(is_go).hint(),
         }))
     }
 
@@ -524,23 +518,4 @@ fn header(target: &Target, options: &RecordOptions) -> Header {
         offheap_version: env!("CARGO_PKG_VERSION").to_owned(),
         machine: system.machine().to_string_lossy().into_owned(),
     }
-}
-
-/// The probes that an allocator's functions need: one at entry, and one at the return where a block is
-/// returned, both at the same place.
-pub(super) fn probes_of(allocator: &Allocator) -> impl Iterator<Item = Probe<'_>> {
-    allocator.probed.iter().flat_map(move |probed| {
-        let function = probed.definition.function;
-        let roles: &[Role] =
-            if function.shape.returns_block() { &[Role::Return, Role::Entry] } else { &[Role::Release] };
-        roles.iter().map(move |role| Probe {
-            object: allocator.file.file().as_fd(),
-            object_key: allocator.key,
-            object_path: allocator.file.path(),
-            function: function.name,
-            file_offset: probed.file_offset(),
-            cookie: probed.cookie,
-            role: *role,
-        })
-    })
 }
