@@ -1,10 +1,10 @@
 //! The attach cookie: all that a program needs to know about the function that fired.
 //!
 //! ```text
-//! bits 0-7   function id        bits 20-23 index of the count argument
-//! bits 8-11  shape              bits 24-27 index of the pointer argument
-//! bits 16-19 index of the size argument    bits 32-47 bytes pushed since the function's first instruction
-//! bits 48-63 number of the allocator within the recording
+//! bits 0-7   function id                  bits 24-27 index of the pointer argument
+//! bits 8-11  shape                        bit  28    its end is seen by probes at its exits
+//! bits 16-19 index of the size argument   bits 32-47 bytes pushed since the function's first instruction
+//! bits 20-23 index of the count argument  bits 48-63 number of the allocator within the recording
 //! ```
 //!
 //! Worked example: `realloc` probed at its first instruction is id 3, shape 3, size argument 1, pointer
@@ -24,6 +24,12 @@ pub const SHAPE_RESIZE_ARRAY: u64 = 4;
 pub const SHAPE_ALIGNED_OUT: u64 = 5;
 /// [`Shape::Release`].
 pub const SHAPE_RELEASE: u64 = 6;
+/// [`Shape::ResizeOrFree`].
+pub const SHAPE_RESIZE_OR_FREE: u64 = 7;
+/// [`Shape::ResizeInPlace`]; what it may grow by is the count argument.
+pub const SHAPE_RESIZE_IN_PLACE: u64 = 8;
+
+const LEFT_AT_EXIT: u64 = 1 << 28;
 
 /// An attach cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +44,8 @@ impl Cookie {
             Shape::AllocateArray { count, size } => (SHAPE_ALLOCATE_ARRAY, size, count, 0),
             Shape::Resize { pointer, size } => (SHAPE_RESIZE, size, 0, pointer),
             Shape::ResizeArray { pointer, count, size } => (SHAPE_RESIZE_ARRAY, size, count, pointer),
+            Shape::ResizeOrFree { pointer, size } => (SHAPE_RESIZE_OR_FREE, size, 0, pointer),
+            Shape::ResizeInPlace { pointer, size, extra } => (SHAPE_RESIZE_IN_PLACE, size, extra, pointer),
             Shape::AlignedOut { out, size } => (SHAPE_ALIGNED_OUT, size, 0, out),
             Shape::Release { pointer } => (SHAPE_RELEASE, 0, 0, pointer),
         };
@@ -50,6 +58,18 @@ impl Cookie {
                 | ((pushed_bytes as u64) << 32)
                 | ((allocator as u64) << 48),
         )
+    }
+
+    /// The same for a function that has no return probe but probes at its exits.
+    #[must_use]
+    pub const fn left_at_exit(self) -> Self {
+        Self(self.0 | LEFT_AT_EXIT)
+    }
+
+    /// Whether the function's end is seen by probes at its exits.
+    #[inline(always)]
+    pub const fn is_left_at_exit(self) -> bool {
+        self.0 & LEFT_AT_EXIT != 0
     }
 
     /// Function id.
@@ -108,38 +128,29 @@ mod tests {
     #[test]
     fn every_function_survives_packing() {
         for function in FUNCTIONS {
-            let cookie = Cookie::new(function, 8, 0xfffe);
-            assert_eq!(cookie.allocator(), 0xfffe);
-            assert_eq!(cookie.function(), function.id);
-            assert_eq!(cookie.pushed_bytes(), 8);
-            match function.shape {
-                Shape::Allocate { size } => {
-                    assert_eq!((cookie.shape(), cookie.size_argument()), (SHAPE_ALLOCATE, size as u64))
-                }
-                Shape::AllocateArray { count, size } => assert_eq!(
-                    (cookie.shape(), cookie.size_argument(), cookie.count_argument()),
-                    (SHAPE_ALLOCATE_ARRAY, size as u64, count as u64)
-                ),
-                Shape::Resize { pointer, size } => assert_eq!(
-                    (cookie.shape(), cookie.size_argument(), cookie.pointer_argument()),
-                    (SHAPE_RESIZE, size as u64, pointer as u64)
-                ),
-                Shape::ResizeArray { pointer, count, size } => assert_eq!(
-                    (
-                        cookie.shape(),
-                        cookie.size_argument(),
-                        cookie.count_argument(),
-                        cookie.pointer_argument()
-                    ),
-                    (SHAPE_RESIZE_ARRAY, size as u64, count as u64, pointer as u64)
-                ),
-                Shape::AlignedOut { out, size } => assert_eq!(
-                    (cookie.shape(), cookie.size_argument(), cookie.pointer_argument()),
-                    (SHAPE_ALIGNED_OUT, size as u64, out as u64)
-                ),
-                Shape::Release { pointer } => {
-                    assert_eq!((cookie.shape(), cookie.pointer_argument()), (SHAPE_RELEASE, pointer as u64));
-                }
+            let plain = Cookie::new(function, 8, 0xfffe);
+            assert!(!plain.is_left_at_exit() && plain.left_at_exit().is_left_at_exit());
+            for cookie in [plain, plain.left_at_exit()] {
+                assert_eq!(cookie.allocator(), 0xfffe);
+                assert_eq!(cookie.function(), function.id);
+                assert_eq!(cookie.pushed_bytes(), 8);
+                let [size, count, pointer] =
+                    [cookie.size_argument(), cookie.count_argument(), cookie.pointer_argument()];
+                let unpacked = match cookie.shape() {
+                    SHAPE_ALLOCATE => Shape::Allocate { size: size as u8 },
+                    SHAPE_ALLOCATE_ARRAY => Shape::AllocateArray { count: count as u8, size: size as u8 },
+                    SHAPE_RESIZE => Shape::Resize { pointer: pointer as u8, size: size as u8 },
+                    SHAPE_RESIZE_ARRAY => {
+                        Shape::ResizeArray { pointer: pointer as u8, count: count as u8, size: size as u8 }
+                    }
+                    SHAPE_ALIGNED_OUT => Shape::AlignedOut { out: pointer as u8, size: size as u8 },
+                    SHAPE_RESIZE_OR_FREE => Shape::ResizeOrFree { pointer: pointer as u8, size: size as u8 },
+                    SHAPE_RESIZE_IN_PLACE => {
+                        Shape::ResizeInPlace { pointer: pointer as u8, size: size as u8, extra: count as u8 }
+                    }
+                    _ => Shape::Release { pointer: pointer as u8 },
+                };
+                assert_eq!(unpacked, function.shape, "{}", function.name);
             }
         }
     }

@@ -1,6 +1,8 @@
 //! The pure rules of pairing: what a call means, given what was seen at its entry and at its return.
 
-use crate::cookie::{SHAPE_ALIGNED_OUT, SHAPE_RESIZE, SHAPE_RESIZE_ARRAY};
+use crate::cookie::{
+    SHAPE_ALIGNED_OUT, SHAPE_RESIZE, SHAPE_RESIZE_ARRAY, SHAPE_RESIZE_IN_PLACE, SHAPE_RESIZE_OR_FREE,
+};
 
 /// Size of a request whose count times size does not fit 64 bits.
 pub const OVERFLOW: u64 = u64::MAX;
@@ -61,12 +63,38 @@ pub enum Aside {
 /// NULL has freed `p` (glibc); other allocators return a block: the returned pointer decides.
 #[inline(always)]
 pub const fn aside(shape: u64, size_bytes: u64, result: u64) -> Aside {
-    if shape != SHAPE_RESIZE && shape != SHAPE_RESIZE_ARRAY {
+    if shape == SHAPE_RESIZE_OR_FREE {
+        Aside::Drop
+    } else if shape != SHAPE_RESIZE && shape != SHAPE_RESIZE_ARRAY {
         Aside::Keep
     } else if result != 0 || size_bytes == 0 {
         Aside::Drop
     } else {
         Aside::Restore
+    }
+}
+
+/// Whether a call of this shape has an old block.
+#[inline(always)]
+pub const fn resizes(shape: u64) -> bool {
+    shape == SHAPE_RESIZE
+        || shape == SHAPE_RESIZE_ARRAY
+        || shape == SHAPE_RESIZE_OR_FREE
+        || shape == SHAPE_RESIZE_IN_PLACE
+}
+
+/// Bytes that a block counts with after `xallocx(block, size, extra)` returned its `real` size, where `limit` is size plus
+/// extra; `None`: it was not resized.
+///
+/// How many of the extra bytes it has got is not said; it cannot be more than the real size, nor more than was asked for.
+#[inline(always)]
+pub const fn in_place_bytes(size_bytes: u64, limit_bytes: u64, real_bytes: u64) -> Option<u64> {
+    if real_bytes < size_bytes {
+        None
+    } else if real_bytes < limit_bytes {
+        Some(real_bytes)
+    } else {
+        Some(limit_bytes)
     }
 }
 
@@ -129,8 +157,27 @@ mod tests {
             assert_eq!(aside(shape, 0, 0), Aside::Drop, "realloc(p, 0) freed");
             assert_eq!(aside(shape, 0, 0x1000), Aside::Drop, "realloc(p, 0) gave a new block");
         }
+        assert_eq!(aside(SHAPE_RESIZE_OR_FREE, 10, 0), Aside::Drop, "reallocf frees what it cannot resize");
+        assert_eq!(aside(SHAPE_RESIZE_OR_FREE, 10, 0x1000), Aside::Drop);
         assert_eq!(aside(SHAPE_ALLOCATE, 10, 0), Aside::Keep);
         assert_eq!(aside(SHAPE_ALLOCATE_ARRAY, 0, 0), Aside::Keep);
+    }
+
+    #[test]
+    fn in_place_outcomes() {
+        assert_eq!(in_place_bytes(100, 100, 128), Some(100), "no more than asked for");
+        assert_eq!(in_place_bytes(100, 120, 112), Some(112), "a part of the extra bytes");
+        assert_eq!(in_place_bytes(100, 200, 100), Some(100));
+        assert_eq!(in_place_bytes(100, 200, 64), None, "no room");
+        assert_eq!(in_place_bytes(100, u64::MAX, 1 << 20), Some(1 << 20), "an overflow that went well");
+    }
+
+    #[test]
+    fn shapes_with_an_old_block() {
+        for shape in [SHAPE_RESIZE, SHAPE_RESIZE_ARRAY, SHAPE_RESIZE_OR_FREE, SHAPE_RESIZE_IN_PLACE] {
+            assert!(resizes(shape));
+        }
+        assert!(!resizes(SHAPE_ALLOCATE) && !resizes(SHAPE_ALIGNED_OUT));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Allocating functions: entry and return.
+//! Allocating functions: entry, return and exits.
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext,
     bindings::BPF_NOEXIST,
     helpers::generated::{bpf_get_attach_cookie, bpf_probe_read_user},
     programs::{ProbeContext, RetProbeContext},
@@ -10,7 +10,9 @@ use aya_log_ebpf::{debug, trace};
 use core::ffi::c_void;
 use tracer_common::{
     abi::{CallInFlight, LENS_MALLOC, LiveBlock, LiveKey, Loss},
-    cookie::{Cookie, SHAPE_ALIGNED_OUT, SHAPE_ALLOCATE_ARRAY, SHAPE_RESIZE, SHAPE_RESIZE_ARRAY},
+    cookie::{
+        Cookie, SHAPE_ALIGNED_OUT, SHAPE_ALLOCATE_ARRAY, SHAPE_RESIZE_ARRAY, SHAPE_RESIZE_IN_PLACE,
+    },
     outcome,
 };
 
@@ -19,6 +21,7 @@ use crate::{
     intern::{self, Origin},
     map::{CALLS, SETTINGS},
     task::{self, Registers},
+    walk::Start,
 };
 
 const EMPTY: CallInFlight = CallInFlight {
@@ -26,6 +29,8 @@ const EMPTY: CallInFlight = CallInFlight {
     cookie: 0,
     size_bytes: 0,
     pointer: 0,
+    limit_bytes: 0,
+    return_address: 0,
     aside: LiveBlock { size_bytes: 0, born_ns: 0, site: 0, function: 0, reserved: [0; 3] },
     active: 0,
     has_aside: 0,
@@ -52,11 +57,15 @@ pub fn enter(ctx: &ProbeContext) {
     };
     // SAFETY: a map value that only this thread's programs touch.
     let call = unsafe { &mut *call };
+    // What the caller of this one has entered at the same stack pointer, left by a jump, returns with it.
+    let mut returns_elsewhere = false;
     if call.active != 0 {
-        if outcome::is_nested(call.entry_sp, entry_sp) {
+        if outcome::is_nested(call.entry_sp, entry_sp) && still_runs(call) {
             return book::tally(Loss::NestedCall, 0);
         }
-        if call.entry_sp != entry_sp {
+        if call.entry_sp == entry_sp {
+            returns_elsewhere = call.return_address == 0;
+        } else {
             debug!(ctx, "call at {:x} was abandoned, new call at {:x}", call.entry_sp, entry_sp);
             book::tally(Loss::AbandonedCall, 0);
         }
@@ -75,9 +84,17 @@ pub fn enter(ctx: &ProbeContext) {
     call.cookie = cookie.0;
     call.has_aside = 0;
     call.pointer = 0;
+    call.limit_bytes = 0;
+    call.return_address = 0;
+    if cookie.is_left_at_exit() && !returns_elsewhere {
+        call.return_address = user_word(entry_sp).unwrap_or(0);
+    }
     if shape == SHAPE_ALIGNED_OUT {
         call.pointer = regs.argument(cookie.pointer_argument());
-    } else if shape == SHAPE_RESIZE || shape == SHAPE_RESIZE_ARRAY {
+    } else if outcome::resizes(shape) {
+        if shape == SHAPE_RESIZE_IN_PLACE {
+            call.limit_bytes = size.saturating_add(regs.argument(cookie.count_argument()));
+        }
         let old = regs.argument(cookie.pointer_argument());
         call.pointer = old;
         if old != 0 {
@@ -93,12 +110,29 @@ pub fn enter(ctx: &ProbeContext) {
     call.active = 1;
 }
 
-/// Books what the outermost call of the thread has done.
+/// Whether an outer call is still in progress, as far as that can be seen.
+///
+/// An exception may have left it (only functions that may throw have probes at their exits). The frames that were
+/// pushed since then lie where its own was: its return address is not there any more.
+#[inline(always)]
+fn still_runs(call: &CallInFlight) -> bool {
+    call.return_address == 0 || user_word(call.entry_sp) == Some(call.return_address)
+}
+
+/// Eight bytes of the target's memory.
+#[inline(always)]
+fn user_word(address: u64) -> Option<u64> {
+    let mut word = 0u64;
+    // SAFETY: the destination is a local of 8 bytes.
+    let status = unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, address as *const c_void) };
+    if status == 0 { Some(word) } else { None }
+}
+
+/// A return probe: books what the outermost call of the thread has done.
 #[inline(always)]
 pub fn leave(ctx: &RetProbeContext) {
     let regs = Registers::new(ctx.regs);
     let pid_tgid = task::pid_tgid();
-    let tgid = task::memory_owner(pid_tgid);
     let Some(call) = CALLS.get_ptr_mut(pid_tgid) else {
         return book::tally(Loss::UnmatchedReturn, 0);
     };
@@ -113,29 +147,67 @@ pub fn leave(ctx: &RetProbeContext) {
     if call.active == 0 {
         return; // a function that was left by a jump into another one: both return at once
     }
+    finish(ctx, call, pid_tgid, regs.result(), regs.start());
+}
+
+/// A `ret` instruction of a function that may throw, or of one that it jumps to: the return address is still on the
+/// stack. Others may come by, too: the active call is left here only if this is its stack pointer and its return address.
+#[inline(always)]
+pub fn leave_at_exit(ctx: &ProbeContext) {
+    let regs = Registers::new(ctx.regs);
+    let pid_tgid = task::pid_tgid();
+    let Some(call) = CALLS.get_ptr_mut(pid_tgid) else { return };
+    // SAFETY: a map value that only this thread's programs touch.
+    let call = unsafe { &mut *call };
+    let sp = regs.sp();
+    if call.active == 0 || call.return_address == 0 || call.entry_sp != sp {
+        return;
+    }
+    if user_word(sp) != Some(call.return_address) {
+        return;
+    }
+    // As the walk finds it behind the return.
+    let start = Start { pc: call.return_address, sp: sp.wrapping_add(8), fp: regs.fp() };
+    finish(ctx, call, pid_tgid, regs.result(), start);
+}
+
+/// Books a call that has come to its end; `start` is the caller's state behind the return.
+#[inline(always)]
+fn finish<C: EbpfContext>(ctx: &C, call: &mut CallInFlight, pid_tgid: u64, returned: u64, start: Start) {
+    let tgid = task::memory_owner(pid_tgid);
     call.active = 0;
     let cookie = Cookie(call.cookie);
-    let size_bytes = call.size_bytes;
-    let mut address = regs.result();
-    if cookie.shape() == SHAPE_ALIGNED_OUT {
-        let mut result = 0u64;
-        if outcome::reads_result(SHAPE_ALIGNED_OUT, address) {
-            // SAFETY: the destination is a local of 8 bytes.
-            let status =
-                unsafe { bpf_probe_read_user((&raw mut result).cast(), 8, call.pointer as *const c_void) };
-            if status != 0 {
-                return book::tally(Loss::ResultReadFault, size_bytes);
+    let shape = cookie.shape();
+    let mut size_bytes = call.size_bytes;
+    let mut address = returned;
+    if shape == SHAPE_ALIGNED_OUT {
+        address = 0;
+        if outcome::reads_result(SHAPE_ALIGNED_OUT, returned) {
+            match user_word(call.pointer) {
+                Some(result) => address = result,
+                None => return book::tally(Loss::ResultReadFault, size_bytes),
             }
         }
-        address = result;
+    } else if shape == SHAPE_RESIZE_IN_PLACE {
+        match outcome::in_place_bytes(size_bytes, call.limit_bytes, returned) {
+            Some(bytes) => {
+                size_bytes = bytes;
+                address = call.pointer;
+            }
+            None => address = 0,
+        }
     }
     if call.has_aside != 0 {
         call.has_aside = 0;
-        match outcome::aside(cookie.shape(), size_bytes, address) {
-            outcome::Aside::Restore => {
-                book::restore(LiveKey { tgid, reserved: 0, address: call.pointer }, call.aside);
-            }
-            _ => book::freed(&call.aside),
+        let is_dropped = if shape == SHAPE_RESIZE_IN_PLACE {
+            address != 0
+        } else {
+            matches!(outcome::aside(shape, size_bytes, address), outcome::Aside::Drop)
+        };
+        if is_dropped {
+            book::freed(&call.aside);
+        } else {
+            book::restore(LiveKey { tgid, reserved: 0, address: call.pointer }, call.aside);
         }
     }
     if address == 0 {
@@ -148,13 +220,8 @@ pub fn leave(ctx: &RetProbeContext) {
     if size_bytes < settings.min_size_bytes || size_bytes > settings.max_size_bytes {
         return book::tally(Loss::FilteredSize, size_bytes);
     }
-    let site = intern::site_of_stack(
-        ctx,
-        (pid_tgid, tgid),
-        regs.start(),
-        Origin { lens: LENS_MALLOC, origin: cookie.allocator() },
-        size_bytes,
-    );
+    let origin = Origin { lens: LENS_MALLOC, origin: cookie.allocator() };
+    let site = intern::site_of_stack(ctx, (pid_tgid, tgid), start, origin, size_bytes);
     trace!(ctx, "block {:x} of {} bytes at site {}", address, size_bytes, site);
     book::allocation(
         LiveKey { tgid, reserved: 0, address },

@@ -40,6 +40,14 @@ pub fn call_return(ctx: RetProbeContext) -> u32 {
     0
 }
 
+/// An allocating function that may throw is at one of its exits: the allocation is booked here.
+#[uprobe]
+pub fn call_leave_at_exit(ctx: ProbeContext) -> u32 {
+    map::forbid_private_stack(&ctx);
+    call::leave_at_exit(&ctx);
+    0
+}
+
 /// A releasing function is entered: the release is booked here.
 #[uprobe]
 pub fn release_enter(ctx: ProbeContext) -> u32 {

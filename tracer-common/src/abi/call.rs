@@ -45,6 +45,10 @@ pub struct CallInFlight {
     pub size_bytes: u64,
     /// Resize: the old address. Aligned-out: where the result will be written. Else 0.
     pub pointer: u64,
+    /// Resize in place: the most bytes that the block may count with. Else 0.
+    pub limit_bytes: u64,
+    /// What stood at `entry_sp`, where the end is seen by probes at the function's exits. Else 0.
+    pub return_address: u64,
     /// Resize: the old block, set aside until the outcome is known. Valid if `has_aside` is 1.
     pub aside: LiveBlock,
     /// 1 while the thread is inside the call.
@@ -52,4 +56,4 @@ pub struct CallInFlight {
     /// 1 if `aside` holds a block.
     pub has_aside: u32,
 }
-layout!(CallInFlight, 64, [entry_sp: u64, cookie: u64, size_bytes: u64, pointer: u64, aside: LiveBlock, active: u32, has_aside: u32]);
+layout!(CallInFlight, 80, [entry_sp: u64, cookie: u64, size_bytes: u64, pointer: u64, limit_bytes: u64, return_address: u64, aside: LiveBlock, active: u32, has_aside: u32]);

@@ -1,7 +1,12 @@
 //! Finds the target's allocators and decides where each probe goes. Reads /proc and files, changes nothing.
 
+pub mod absence;
+mod allocator_name;
+mod calls;
+mod code;
 pub mod discover;
 mod error;
+pub mod exits;
 pub mod feature;
 pub mod launch;
 pub mod maps;
@@ -10,6 +15,7 @@ pub mod placement;
 pub mod resolve;
 mod runtime;
 pub mod scope;
+pub mod selection;
 pub mod target;
 
 pub use error::AttachError;

@@ -47,6 +47,16 @@ impl ObjectFile {
         Ok(Self { file, path, build_id })
     }
 
+    /// Device and inode of the file behind a mapping, as the file tells them; `None` if it cannot be reached.
+    pub fn identity(tgid: u32, entry: &MapEntry) -> Option<(u64, u64)> {
+        let mapped = format!("/proc/{tgid}/map_files/{:x}-{:x}", entry.start, entry.end);
+        let metadata = std::fs::metadata(mapped).ok().or_else(|| {
+            let name = OsStr::from_bytes(entry.name.strip_prefix(b"/")?);
+            std::fs::metadata(Path::new(&format!("/proc/{tgid}/root")).join(name)).ok()
+        })?;
+        Some((metadata.dev(), metadata.ino()))
+    }
+
     /// The file.
     pub fn file(&self) -> &File {
         &self.file

@@ -163,15 +163,12 @@ fn is_written(access: OpAccess) -> bool {
 fn argument_registers(shape: Shape) -> Vec<Register> {
     const INTEGER: [Register; 6] =
         [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
-    let indices = match shape {
-        Shape::Allocate { size } => vec![size],
-        Shape::AllocateArray { count, size } => vec![count, size],
-        Shape::Resize { pointer, size } => vec![pointer, size],
-        Shape::ResizeArray { pointer, count, size } => vec![pointer, count, size],
-        Shape::AlignedOut { out, size } => vec![out, size],
-        Shape::Release { pointer } => vec![pointer],
-    };
-    indices.into_iter().filter_map(|index| INTEGER.get(usize::from(index)).copied()).collect()
+    shape
+        .arguments()
+        .into_iter()
+        .flatten()
+        .filter_map(|index| INTEGER.get(usize::from(index)).copied())
+        .collect()
 }
 
 fn bytes_of<'a>(instruction: &Instruction, body: &'a [u8]) -> &'a [u8] {
@@ -356,39 +353,6 @@ mod tests {
         assert_eq!(placement.reason, "the stack pointer moves up");
     }
 
-    /// Each function that a library defines, with its place: `name+offset instruction`, `!` if slow.
-    fn places_in(library: &str, is_exe: bool) -> Vec<String> {
-        let bytes = std::fs::read(library).unwrap();
-        let elf = object::File::parse(&*bytes).unwrap();
-        let found = crate::attach::resolve::definitions(&elf, is_exe).found;
-        found
-            .iter()
-            .map(|definition| {
-                let placement = place(definition.function, &definition.body).unwrap();
-                let mark = if placement.is_emulated { "" } else { " !" };
-                let mnemonic = placement.instruction.split(' ').next().unwrap();
-                format!("{}+{} {mnemonic}{mark}", definition.function.name, placement.offset)
-            })
-            .collect()
-    }
-
-    #[test]
-    fn preloaded_allocators_have_their_places() {
-        let libraries = ["libjemalloc.so.2", "libmimalloc.so.2", "libtcmalloc_minimal.so.4"];
-        for library in libraries {
-            let path = format!("/usr/lib/x86_64-linux-gnu/{library}");
-            if !std::path::Path::new(&path).exists() {
-                eprintln!("skipped: {library} is not installed");
-                continue;
-            }
-            let places = places_in(&path, false);
-            for name in ["malloc", "calloc", "realloc", "posix_memalign", "free"] {
-                let place = places.iter().find(|place| place.starts_with(&format!("{name}+")));
-                assert!(place.is_some(), "{library}: {name} in {places:?}");
-            }
-        }
-    }
-
     proptest::proptest! {
         /// Whatever the bytes are: the place is an instruction of the straight line at the front.
         #[test]
@@ -401,20 +365,6 @@ mod tests {
                 proptest::prop_assert!(usize::try_from(placement.offset).unwrap() < body.len());
                 proptest::prop_assert!(placement.pushed_bytes == 0 || !function.shape.returns_block());
                 proptest::prop_assert_eq!(placement.is_emulated, placement.reason.is_empty());
-            }
-        }
-    }
-
-    #[test]
-    fn the_libc_of_this_machine_has_fast_places_for_malloc_and_free() {
-        let entries = crate::attach::maps::read(std::process::id()).unwrap();
-        let entry = entries.iter().find(|e| e.display_name().contains("/libc.so.6")).unwrap();
-        let bytes = std::fs::read(entry.display_name()).unwrap();
-        let elf = object::File::parse(&*bytes).unwrap();
-        for definition in crate::attach::resolve::definitions(&elf, false).found {
-            let placement = place(definition.function, &definition.body).unwrap();
-            if ["malloc", "free", "calloc", "realloc"].contains(&definition.function.name) {
-                assert!(placement.is_emulated, "{}: {placement:?}", definition.function.name);
             }
         }
     }

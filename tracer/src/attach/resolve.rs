@@ -1,21 +1,40 @@
-//! Which allocator functions an object defines, and where.
+//! Which allocator functions an object defines, where, and which of them belong together.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use object::{
-    Object as _, ObjectSegment as _, ObjectSymbol as _, SegmentFlags, SymbolFlags,
-    elf::{PF_X, STB_LOCAL, STT_FUNC, STT_GNU_IFUNC},
+    Object as _, ObjectSymbol as _, SymbolFlags,
+    elf::{STT_FUNC, STT_GNU_IFUNC},
 };
-use tracer_common::func::{FUNCTIONS, Function};
+use tracer_common::func::Function;
+
+use super::{
+    calls::{Called, forwards_to},
+    code::Code,
+    selection::{Mark, Meaning, Names},
+};
 
 /// Longest function body that is looked at, in bytes.
 const MAX_BODY_BYTES: u64 = 64 << 10;
+/// Enough of a function without a size to find its first instructions.
+const UNSIZED_BODY_BYTES: u64 = 64;
 
 /// A function that an object defines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Definition {
     /// The function; of several names for one address the first of the table.
     pub function: &'static Function,
-    /// All names of the table that stand for this address.
-    pub names: Vec<&'static str>,
+    /// Its symbol.
+    pub symbol: String,
+    /// All symbols that stand for this address.
+    pub names: Vec<String>,
+    /// The prefixes of those symbols; operator new and delete have none.
+    pub prefixes: BTreeSet<Arc<str>>,
+    /// Whether an exception may leave it.
+    pub may_throw: bool,
     /// Virtual address.
     pub address: u64,
     /// Offset of its first byte in the file.
@@ -28,85 +47,280 @@ pub struct Definition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
     /// Symbol.
-    pub name: &'static str,
+    pub name: String,
     /// Why.
-    pub reason: &'static str,
+    pub reason: String,
 }
 
-/// What an object defines.
+/// Functions of one object that are one allocator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Definitions {
-    /// Functions, in the order of the table.
+pub struct Group {
+    /// Prefixes of its functions, in the order in which they are tried; never empty.
+    pub prefixes: Vec<Arc<str>>,
+    /// Functions to probe, in the order of the table.
     pub found: Vec<Definition>,
     /// Functions that are left alone.
     pub skipped: Vec<Skipped>,
 }
 
-/// Looks for the functions of the table among the dynamic symbols, and with `all_symbols` (the main
-/// executable, whose calls bind to its own global functions whether they are exported or not) also in the
-/// full symbol table. An undefined symbol is no definition, nor is a local one.
-pub fn definitions(elf: &object::File<'_>, all_symbols: bool) -> Definitions {
+/// What an object defines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Definitions {
+    /// Its allocators.
+    pub groups: Vec<Group>,
+    /// Functions that belong to none.
+    pub skipped: Vec<Skipped>,
+    /// Signs of what allocator it is, with the prefix they stand under.
+    pub marks: HashSet<(Mark, Option<Arc<str>>)>,
+}
+
+/// A symbol of the table.
+struct Symbol {
+    function: &'static Function,
+    name: String,
+    prefix: Option<Arc<str>>,
+    rank: usize,
+    address: u64,
+    size: u64,
+    is_ifunc: bool,
+}
+
+/// Looks for the functions of the table in both symbol tables, local symbols among them: whoever links an allocator
+/// into a library often hides it.
+///
+/// Functions whose code is shared, or of which one is a mere jump to the other, are of one allocator, as are those with one
+/// prefix. Only what both allocates and releases is taken for an allocator, unless it `is_named` by the user: a function
+/// that is called `free` may be anything.
+pub fn definitions<'d>(
+    elf: &'d object::File<'d>,
+    code: &mut Code<'d>,
+    names: &Names,
+    is_named: bool,
+) -> Definitions {
     let mut definitions = Definitions::default();
-    let full = all_symbols.then(|| elf.symbols()).into_iter().flatten();
-    let mut addresses: Vec<(usize, u64, u64, bool)> = Vec::new();
-    for symbol in elf.dynamic_symbols().chain(full) {
-        let SymbolFlags::Elf { st_info, .. } = symbol.flags() else { continue };
-        let (binding, kind) = (st_info.st_bind(), st_info.st_type());
-        if symbol.is_undefined() || binding == STB_LOCAL || symbol.address() == 0 {
-            continue;
-        }
-        let Some(index) = symbol.name().ok().and_then(|name| FUNCTIONS.iter().position(|f| f.name == name))
-        else {
-            continue;
-        };
-        if kind == STT_FUNC || kind == STT_GNU_IFUNC {
-            addresses.push((index, symbol.address(), symbol.size(), kind == STT_GNU_IFUNC));
-        }
+    let symbols = read_symbols(elf, code, names, &mut definitions);
+    let mut found: Vec<Definition> = Vec::new();
+    let mut sorting = Sorting::default();
+    for symbol in symbols {
+        add_symbol(symbol, code, &mut found, &mut sorting);
     }
-    addresses.sort_unstable();
-    addresses.dedup_by_key(|(index, address, ..)| (*index, *address));
-    for (index, address, size, is_ifunc) in addresses {
-        let function = &FUNCTIONS[index];
-        if is_ifunc {
-            let reason = "an indirect function: its symbol is a resolver, not the function";
-            definitions.skipped.push(Skipped { name: function.name, reason });
-        } else if let Some(known) = definitions.found.iter_mut().find(|known| known.address == address) {
-            if known.function.shape == function.shape {
-                known.names.push(function.name);
-            } else {
-                let reason = "shares its code with a function of another shape";
-                definitions.skipped.push(Skipped { name: function.name, reason });
-            }
-        } else if let Some((file_offset, body)) = code_at(elf, address, size) {
-            definitions.found.push(Definition {
-                function,
-                names: vec![function.name],
-                address,
-                file_offset,
-                body,
-            });
-        } else {
-            let reason = "its address lies in no executable segment";
-            definitions.skipped.push(Skipped { name: function.name, reason });
-        }
+    let forwarded: Vec<Option<Called>> = found
+        .iter()
+        .map(|definition| {
+            let Definition { function, address, .. } = definition;
+            forwards_to(code, *address, function.shape, function.forwards)
+        })
+        .collect();
+    for (definition, callee) in found.iter().zip(&forwarded) {
+        sorting.join(definition, *callee, &found);
     }
+    sorting.distribute(found, forwarded, names, is_named, &mut definitions);
     definitions
 }
 
-/// File offset of an address in an executable segment, and the bytes of the function there.
-fn code_at(elf: &object::File<'_>, address: u64, size: u64) -> Option<(u64, Vec<u8>)> {
-    elf.segments().find_map(|segment| {
-        let SegmentFlags::Elf { p_flags, .. } = segment.flags() else { return None };
-        let (file_start, file_bytes) = segment.file_range();
-        let distance = address.checked_sub(segment.address())?;
-        if p_flags.0 & PF_X.0 == 0 || distance >= file_bytes {
-            return None;
+fn read_symbols<'d>(
+    elf: &'d object::File<'d>,
+    code: &mut Code<'d>,
+    names: &Names,
+    definitions: &mut Definitions,
+) -> Vec<Symbol> {
+    let mut symbols = Vec::new();
+    for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
+        let SymbolFlags::Elf { st_info, .. } = symbol.flags() else { continue };
+        let Ok(bytes) = symbol.name_bytes() else { continue };
+        if symbol.is_undefined() || symbol.address() == 0 {
+            continue;
         }
-        // Without a size, enough to find the first instructions.
-        let wanted = if size == 0 { 64 } else { size.min(MAX_BODY_BYTES) };
-        let body = segment.data_range(address, wanted.min(file_bytes - distance)).ok()??;
-        Some((file_start.checked_add(distance)?, body.to_vec()))
-    })
+        let kind = st_info.st_type();
+        let is_function = kind == STT_FUNC || kind == STT_GNU_IFUNC;
+        let named = names.get(bytes);
+        if is_function && (named.is_some() || code.wants(bytes)) {
+            code.learn(bytes, symbol.address(), symbol.size());
+        }
+        match named.map(|named| (&named.meaning, named)) {
+            Some((Meaning::Mark(mark), named)) => {
+                definitions.marks.insert((*mark, named.prefix.clone()));
+            }
+            Some((Meaning::Function(function), named)) if is_function => symbols.push(Symbol {
+                function,
+                name: String::from_utf8_lossy(bytes).into_owned(),
+                rank: named.prefix.as_deref().map_or(usize::MAX, |prefix| names.rank(prefix)),
+                prefix: named.prefix.clone(),
+                address: symbol.address(),
+                size: symbol.size(),
+                is_ifunc: kind == STT_GNU_IFUNC,
+            }),
+            _ => {}
+        }
+    }
+    symbols.sort_by(|a, b| {
+        (a.function.id, a.rank, a.address, &a.name).cmp(&(b.function.id, b.rank, b.address, &b.name))
+    });
+    symbols.dedup_by(|a, b| a.name == b.name && a.address == b.address);
+    symbols
+}
+
+fn add_symbol(symbol: Symbol, code: &Code<'_>, found: &mut Vec<Definition>, sorting: &mut Sorting) {
+    let Symbol { function, name, prefix, address, size, is_ifunc, .. } = symbol;
+    let mut skip = |name, reason: &str| {
+        sorting.left_out.push((prefix.clone(), Skipped { name, reason: reason.to_owned() }));
+    };
+    if is_ifunc {
+        return skip(name, "an indirect function: its symbol is a resolver, not the function");
+    }
+    if let Some(known) = found.iter_mut().find(|known| known.address == address) {
+        if known.function.shape != function.shape {
+            return skip(name, "shares its code with a function of another shape");
+        }
+        known.may_throw |= function.may_throw;
+        known.prefixes.extend(prefix);
+        known.names.push(name);
+        return;
+    }
+    let wanted = if size == 0 { UNSIZED_BODY_BYTES } else { size.min(MAX_BODY_BYTES) };
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+    let (Some(file_offset), Some(bytes)) = (code.file_offset(address), code.bytes_at(address)) else {
+        return skip(name, "its address lies in no executable segment");
+    };
+    found.push(Definition {
+        function,
+        symbol: name.clone(),
+        names: vec![name],
+        prefixes: prefix.into_iter().collect(),
+        may_throw: function.may_throw,
+        address,
+        file_offset,
+        body: bytes.get(..wanted).unwrap_or(bytes).to_vec(),
+    });
+}
+
+/// Sorts definitions into allocators. The key of a group is a prefix, `None` for operator new and delete; `parent` tells
+/// which keys are of one group.
+#[derive(Default)]
+struct Sorting {
+    parent: HashMap<Option<Arc<str>>, Option<Arc<str>>>,
+    left_out: Vec<(Option<Arc<str>>, Skipped)>,
+}
+
+impl Sorting {
+    fn root(&self, key: &Option<Arc<str>>) -> Option<Arc<str>> {
+        let mut key = key;
+        while let Some(parent) = self.parent.get(key).filter(|parent| *parent != key) {
+            key = parent;
+        }
+        key.clone()
+    }
+
+    fn unite(&mut self, a: &Option<Arc<str>>, b: &Option<Arc<str>>) {
+        let (a, b) = (self.root(a), self.root(b));
+        self.parent.entry(a.clone()).or_insert_with(|| a.clone());
+        if a != b {
+            // Operator new and delete never stand for a group that has a prefix.
+            let (child, parent) = if b.is_none() { (b, a) } else { (a, b) };
+            self.parent.insert(child, parent);
+        }
+    }
+
+    /// Unites the prefixes of one function, and those of a function and what it jumps to, if that is defined here.
+    fn join(&mut self, definition: &Definition, callee: Option<Called>, all: &[Definition]) {
+        let key = key_of(definition);
+        for prefix in &definition.prefixes {
+            self.unite(&key, &Some(Arc::clone(prefix)));
+        }
+        if definition.names.iter().any(|name| name.starts_with("_Z")) {
+            self.unite(&key, &None);
+        }
+        if let Some(callee) = callee.and_then(|callee| defined_in(all, callee)) {
+            self.unite(&key, &key_of(callee));
+        }
+    }
+
+    fn distribute(
+        mut self,
+        found: Vec<Definition>,
+        forwarded: Vec<Option<Called>>,
+        names: &Names,
+        is_named: bool,
+        definitions: &mut Definitions,
+    ) {
+        // Operator new and delete with code of their own belong to the allocator beside them: to malloc, else to
+        // the only one there is.
+        let others: BTreeSet<Arc<str>> =
+            found.iter().filter_map(|definition| self.root(&key_of(definition))).collect();
+        let beside = others.iter().find(|prefix| prefix.is_empty()).or(match others.len() {
+            1 => others.first(),
+            _ => None,
+        });
+        if let Some(beside) = beside
+            && self.root(&None).is_none()
+        {
+            self.unite(&None, &Some(Arc::clone(beside)));
+        }
+        let through: Vec<Option<String>> = forwarded
+            .iter()
+            .map(|callee| {
+                let (function, _) = (*callee)?;
+                let symbol = defined_in(&found, (*callee)?).map(|definition| definition.symbol.clone());
+                Some(symbol.unwrap_or_else(|| function.name.to_owned()))
+            })
+            .collect();
+        let mut groups: BTreeMap<Option<Arc<str>>, (Group, [bool; 2])> = BTreeMap::new();
+        for (definition, callee) in found.into_iter().zip(through) {
+            let (group, sides) = groups.entry(self.root(&key_of(&definition))).or_default();
+            sides[usize::from(definition.function.shape.returns_block())] = true;
+            for prefix in &definition.prefixes {
+                if !group.prefixes.contains(prefix) {
+                    group.prefixes.push(Arc::clone(prefix));
+                }
+            }
+            match callee {
+                Some(callee) => group.skipped.extend(
+                    definition
+                        .names
+                        .into_iter()
+                        .map(|name| Skipped { name, reason: format!("goes through {callee}") }),
+                ),
+                None => group.found.push(definition),
+            }
+        }
+        for (prefix, skipped) in std::mem::take(&mut self.left_out) {
+            groups.entry(self.root(&prefix)).or_default().0.skipped.push(skipped);
+        }
+        for (mut group, [releases, allocates]) in groups.into_values() {
+            group.prefixes.sort_by_key(|prefix| names.rank(prefix));
+            if group.prefixes.is_empty() {
+                group.prefixes.push(Arc::from(""));
+            }
+            let reason = match (allocates, releases) {
+                (true, false) if !is_named => "its object has nothing that would release what it allocates",
+                (false, true) if !is_named => "its object has nothing that allocates",
+                _ if group.found.is_empty() => {
+                    definitions.skipped.append(&mut group.skipped);
+                    continue;
+                }
+                _ => {
+                    definitions.groups.push(group);
+                    continue;
+                }
+            };
+            definitions.skipped.append(&mut group.skipped);
+            definitions.skipped.extend(
+                group
+                    .found
+                    .into_iter()
+                    .flat_map(|definition| definition.names)
+                    .map(|name| Skipped { name, reason: reason.to_owned() }),
+            );
+        }
+    }
+}
+
+fn defined_in(all: &[Definition], (_, address): Called) -> Option<&Definition> {
+    all.iter().find(|definition| Some(definition.address) == address)
+}
+
+fn key_of(definition: &Definition) -> Option<Arc<str>> {
+    definition.prefixes.first().cloned()
 }
 
 #[cfg(test)]
@@ -114,33 +328,110 @@ fn code_at(elf: &object::File<'_>, address: u64, size: u64) -> Option<(u64, Vec<
 mod tests {
     use super::*;
 
-    fn libc() -> Vec<u8> {
+    fn look<T>(path: &str, look: impl FnOnce(&Definitions) -> T) -> T {
+        let bytes = std::fs::read(path).unwrap();
+        let elf = object::File::parse(&*bytes).unwrap();
+        let names = Names::new(&[]);
+        let mut code = Code::new(&elf, &names);
+        look(&definitions(&elf, &mut code, &names, false))
+    }
+
+    fn mapped(name: &str) -> String {
         let entries = crate::attach::maps::read(std::process::id()).unwrap();
-        let entry = entries.iter().find(|e| e.display_name().contains("/libc.so.6")).unwrap();
-        std::fs::read(entry.display_name()).unwrap()
+        entries.iter().find(|entry| entry.display_name().contains(name)).unwrap().display_name()
     }
 
     #[test]
     fn libc_defines_the_classic_functions() {
-        let bytes = libc();
-        let elf = object::File::parse(&*bytes).unwrap();
-        let found = definitions(&elf, false).found;
-        for name in
-            ["malloc", "calloc", "realloc", "reallocarray", "posix_memalign", "valloc", "pvalloc", "free"]
-        {
-            let definition = found.iter().find(|d| d.names.contains(&name)).unwrap();
-            let at = usize::try_from(definition.file_offset).unwrap();
-            assert_eq!(definition.body[..], bytes[at..at + definition.body.len()], "{name}");
-        }
-        assert!(
-            found.iter().enumerate().all(|(i, d)| found[..i].iter().all(|other| other.address != d.address))
-        );
+        let path = mapped("/libc.so.6");
+        let bytes = std::fs::read(&path).unwrap();
+        look(&path, |definitions| {
+            assert_eq!(definitions.groups.len(), 1);
+            let found = &definitions.groups[0].found;
+            for name in
+                ["malloc", "calloc", "realloc", "reallocarray", "posix_memalign", "valloc", "pvalloc", "free"]
+            {
+                let definition = found.iter().find(|d| d.names.iter().any(|known| known == name)).unwrap();
+                let at = usize::try_from(definition.file_offset).unwrap();
+                assert_eq!(definition.body[..], bytes[at..at + definition.body.len()], "{name}");
+            }
+            let addresses: HashSet<u64> = found.iter().map(|definition| definition.address).collect();
+            assert_eq!(addresses.len(), found.len(), "one probe per address");
+            assert!(definitions.marks.contains(&(Mark::Glibc, None)));
+        });
     }
 
     #[test]
     fn a_program_that_only_imports_malloc_defines_none() {
-        let bytes = std::fs::read("/bin/ls").unwrap();
-        let elf = object::File::parse(&*bytes).unwrap();
-        assert_eq!(definitions(&elf, true), Definitions::default());
+        look("/bin/ls", |definitions| assert_eq!(*definitions, Definitions::default()));
+    }
+
+    /// Functions of a library that are probed, and those that are not, with why.
+    fn sides(library: &str) -> Option<(Vec<String>, Vec<String>)> {
+        let path = format!("/usr/lib/x86_64-linux-gnu/{library}");
+        if !std::path::Path::new(&path).exists() {
+            eprintln!("skipped: {library} is not installed");
+            return None;
+        }
+        Some(look(&path, |definitions| {
+            let groups = definitions.groups.iter();
+            let probed =
+                groups.clone().flat_map(|group| group.found.iter().map(|d| d.symbol.clone())).collect();
+            let skipped = groups.flat_map(|group| &group.skipped).chain(&definitions.skipped);
+            (probed, skipped.map(|skipped| format!("{} {}", skipped.name, skipped.reason)).collect())
+        }))
+    }
+
+    #[test]
+    fn the_operators_of_the_standard_library_go_through_malloc() {
+        let Some((probed, skipped)) = sides("libstdc++.so.6") else { return };
+        assert_eq!(probed, Vec::<String>::new());
+        for line in [
+            "_Znwm goes through malloc",
+            "_Znam goes through _Znwm",
+            "_ZnwmRKSt9nothrow_t goes through _Znwm",
+            "_ZnwmSt11align_val_t goes through aligned_alloc",
+            "_ZdlPv goes through free",
+            "_ZdaPvmSt11align_val_t goes through _ZdaPvSt11align_val_t",
+        ] {
+            assert!(skipped.iter().any(|known| known == line), "{line}: {skipped:#?}");
+        }
+        assert_eq!(skipped.len(), 20, "all forms: {skipped:#?}");
+    }
+
+    #[test]
+    fn the_operators_of_jemalloc_are_its_own() {
+        let Some((probed, skipped)) = sides("libjemalloc.so.2") else { return };
+        let has = |names: &[String], name: &str| names.iter().any(|known| known == name);
+        for name in ["malloc", "mallocx", "xallocx", "sdallocx", "_Znwm", "_ZnwmRKSt9nothrow_t", "_ZdlPvm"] {
+            assert!(has(&probed, name), "{name}: {probed:?}");
+        }
+        for line in [
+            "_Znam goes through _Znwm",
+            "_ZnwmSt11align_val_t goes through aligned_alloc",
+            "_ZdlPv goes through free",
+            "_ZdaPvRKSt9nothrow_t goes through free",
+        ] {
+            assert!(has(&skipped, line), "{line}: {skipped:#?}");
+        }
+    }
+
+    #[test]
+    fn one_library_with_two_prefixes_is_one_allocator() {
+        for (library, prefix) in [("libmimalloc.so.2", "mi_"), ("libtcmalloc_minimal.so.4", "tc_")] {
+            let path = format!("/usr/lib/x86_64-linux-gnu/{library}");
+            if !std::path::Path::new(&path).exists() {
+                eprintln!("skipped: {library} is not installed");
+                continue;
+            }
+            look(&path, |definitions| {
+                let prefixes: Vec<&[Arc<str>]> =
+                    definitions.groups.iter().map(|group| &group.prefixes[..]).collect();
+                assert_eq!(prefixes, [[Arc::from(""), Arc::from(prefix)]], "{library}");
+                let found = &definitions.groups[0].found;
+                let new = found.iter().find(|d| d.names.iter().any(|name| name == "_Znwm")).unwrap();
+                assert!(new.may_throw, "{new:?}");
+            });
+        }
     }
 }

@@ -15,6 +15,9 @@ use super::quantity::{
 const SECOND: Duration = Duration::from_secs(1);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Longest prefix of an allocator's functions.
+const MAX_PREFIX_BYTES: usize = 256;
+
 /// Parses a word into the value of that name.
 macro_rules! choice {
     ($type:ty) => {
@@ -43,6 +46,9 @@ pub(super) struct OffheapArgs {
     pub pid: Option<String>,
 
     #[command(flatten)]
+    pub allocator: AllocatorArgs,
+
+    #[command(flatten)]
     pub global: GlobalArgs,
 
     #[command(subcommand)]
@@ -67,6 +73,31 @@ pub(super) struct GlobalArgs {
     /// The same as `--color never`
     #[arg(long, global = true, conflicts_with = "color")]
     pub no_color: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Allocators")]
+pub(super) struct AllocatorArgs {
+    /// Prefix of an allocator's functions: `foo_` for foo_malloc and foo_free; repeatable
+    #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
+    pub allocator_prefix: Vec<String>,
+
+    /// Program or library whose allocator functions to probe even if they do not look like an allocator; repeatable
+    #[arg(long, value_name = "PATH")]
+    pub object: Vec<PathBuf>,
+}
+
+/// A prefix of a symbol's name.
+fn parse_prefix(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("it is empty; functions without a prefix are found anyhow".to_owned());
+    }
+    if text.len() > MAX_PREFIX_BYTES
+        || text.contains(|letter: char| letter.is_whitespace() || letter.is_control())
+    {
+        return Err("it is no part of a symbol's name, such as `foo_`".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 #[derive(Debug, Subcommand)]
@@ -148,6 +179,9 @@ pub(super) struct RecordArgs {
     /// Largest allocation to book, such as 16MiB
     #[arg(long, value_name = "SIZE", help_heading = "What to record", value_parser = parse_size)]
     pub max_size: Option<u64>,
+
+    #[command(flatten)]
+    pub allocator: AllocatorArgs,
 
     /// Capture file [default: offheap-COMM-PID-DATE-TIME.offheap]
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
@@ -234,6 +268,9 @@ pub(super) struct DoctorArgs {
     /// The same as the argument PID
     #[arg(short = 'p', long = "pid", value_name = "PID")]
     pub pid: Option<String>,
+
+    #[command(flatten)]
+    pub allocator: AllocatorArgs,
 }
 
 /// Trace a leaking program that is part of offheap: record, report, flame graph, and a check of the answer.

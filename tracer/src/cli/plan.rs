@@ -5,7 +5,10 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use crate::{attach::scope::Scope, record::Limits};
+pub use crate::{
+    attach::{scope::Scope, selection::Selection},
+    record::Limits,
+};
 
 /// Declares an enumeration that is written as one word on the command line.
 macro_rules! choices {
@@ -144,6 +147,8 @@ pub enum Action {
     Doctor {
         /// The process that is looked at, if any.
         tgid: Option<NonZeroU32>,
+        /// What is looked for besides the usual.
+        selection: Selection,
     },
     /// `offheap demo`.
     Demo {
@@ -216,6 +221,8 @@ pub struct RecordPlan {
     pub follow: bool,
     /// Most processes at one time.
     pub max_processes: u32,
+    /// What is looked for besides the usual allocators.
+    pub selection: Selection,
     /// Log of the BPF programs; `None`: compiled out.
     pub bpf_log: Option<BpfLogLevel>,
     /// Whether the report follows.

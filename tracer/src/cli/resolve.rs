@@ -3,11 +3,11 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::args::{CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs};
+use super::args::{AllocatorArgs, CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs};
 use super::message::not_a_command;
 use super::plan::{
     Action, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, Limits, RecordPlan, ReportPlan,
-    Scope, TargetPlan, Verbosity,
+    Scope, Selection, TargetPlan, Verbosity,
 };
 
 /// How long a process is recorded if nothing is said.
@@ -30,14 +30,18 @@ pub struct Environment {
 
 /// Applies defaults and checks rules. An error is one line: what, why, what to do.
 pub(super) fn resolve(args: OffheapArgs, environment: &Environment) -> Result<Invocation, String> {
-    let OffheapArgs { target, pid, global, command } = args;
+    let OffheapArgs { target, pid, allocator, global, command } = args;
+    let selection = selection(allocator);
     let color_stdout = wants_color(&global, environment.no_color, environment.stdout_is_terminal);
     let color_stderr = wants_color(&global, environment.no_color, environment.stderr_is_terminal);
     let action = match (command, target.or(pid.clone()), pid) {
         (Some(_), Some(given), _) => {
             return Err(format!("`{given}` stands before the command; the process id goes after it"));
         }
-        (None, Some(target), pid) => Action::Record(quick_record(&target, pid.as_deref())?),
+        (Some(_), None, _) if selection != Selection::default() => {
+            return Err("`--allocator-prefix` and `--object` go after the command".into());
+        }
+        (None, Some(target), pid) => Action::Record(quick_record(&target, pid.as_deref(), selection)?),
         (None, None, _) => {
             return Err(
                 "nothing to do; give a process id, as in `offheap 1234`, or a command (`offheap --help` \
@@ -70,7 +74,7 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
                 (None, None) => None,
                 (target, pid) => Some(one_pid(target.as_deref(), pid.as_deref())?),
             };
-            Action::Doctor { tgid }
+            Action::Doctor { tgid, selection: selection(args.allocator) }
         }
         CommandArgs::Demo(args) => Action::Demo { output_directory: args.output },
         CommandArgs::Completions(args) => Action::Completions { shell: args.shell },
@@ -102,7 +106,11 @@ fn wants_color(global: &GlobalArgs, no_color: bool, is_terminal: bool) -> bool {
     }
 }
 
-fn quick_record(target: &str, pid: Option<&str>) -> Result<RecordPlan, String> {
+fn selection(args: AllocatorArgs) -> Selection {
+    Selection { prefixes: args.allocator_prefix, objects: args.object }
+}
+
+fn quick_record(target: &str, pid: Option<&str>, selection: Selection) -> Result<RecordPlan, String> {
     let tgid = match pid {
         Some(pid) if pid != target => one_pid(Some(target), Some(pid))?,
         Some(pid) => parse_pid(pid)?,
@@ -122,6 +130,7 @@ fn quick_record(target: &str, pid: Option<&str>) -> Result<RecordPlan, String> {
         limits: Limits::DEFAULT,
         follow: true,
         max_processes: DEFAULT_MAX_PROCESSES,
+        selection,
         bpf_log: None,
         then_report: true,
     })
@@ -159,6 +168,7 @@ fn record(args: RecordArgs) -> Result<RecordPlan, String> {
         },
         follow: !args.no_follow,
         max_processes: args.max_processes,
+        selection: selection(args.allocator),
         bpf_log: args.bpf_log,
         then_report: false,
     })

@@ -93,6 +93,7 @@ fn a_recording_has_defaults() {
         limits: Limits::DEFAULT,
         follow: true,
         max_processes: 256,
+        selection: Selection::default(),
         bpf_log: None,
         then_report: false,
     };
@@ -117,6 +118,7 @@ fn a_recording_takes_every_option() {
         limits: Limits { max_live_blocks: 5000, max_sites: 128, max_threads: 64, stack_ring_bytes: 1 << 20 },
         follow: false,
         max_processes: 9,
+        selection: Selection::default(),
         bpf_log: Some(BpfLogLevel::Debug),
         then_report: false,
     };
@@ -186,9 +188,9 @@ fn the_other_commands_are_understood() {
         ("report --sort count a.offheap", report(None, None, SortKey::Count, ReportFormat::Table)),
         ("export a.offheap --format folded", export(ExportFormat::Folded, None, false)),
         ("export a.offheap -f svg -o x.svg --force", export(ExportFormat::Svg, Some("x.svg"), true)),
-        ("doctor", Action::Doctor { tgid: None }),
-        ("doctor 5", Action::Doctor { tgid: Some(pid(5)) }),
-        ("doctor -p 5", Action::Doctor { tgid: Some(pid(5)) }),
+        ("doctor", Action::Doctor { tgid: None, selection: Selection::default() }),
+        ("doctor 5", Action::Doctor { tgid: Some(pid(5)), selection: Selection::default() }),
+        ("doctor -p 5", Action::Doctor { tgid: Some(pid(5)), selection: Selection::default() }),
         ("demo", Action::Demo { output_directory: ".".into() }),
         ("demo -o /tmp/x", Action::Demo { output_directory: "/tmp/x".into() }),
         ("completions zsh", Action::Completions { shell: Shell::Zsh }),
@@ -318,4 +320,20 @@ fn what_was_typed_cannot_break_the_line() {
     let words = ["offheap".into(), OsString::from_vec(vec![0xff])];
     let Err(CliError::Usage(text)) = parse(words, &PIPE) else { panic!() };
     assert!(text.contains("not UTF-8"), "{text}");
+}
+
+#[test]
+fn allocators_can_be_added() {
+    let selection = Selection {
+        prefixes: vec!["foo_".to_owned(), "bar_".to_owned()],
+        objects: vec![PathBuf::from("/srv/app"), PathBuf::from("lib.so")],
+    };
+    let words = "--allocator-prefix foo_ --object /srv/app --allocator-prefix bar_ --object lib.so";
+    assert_eq!(record_plan(&format!("{words} 5")).selection, selection);
+    assert_eq!(record_plan(&format!("record {words} 5")).selection, selection);
+    assert_eq!(action(&format!("doctor 5 {words}")), Action::Doctor { tgid: Some(pid(5)), selection });
+    assert_eq!(record_plan("record 5").selection, Selection::default());
+    assert!(complaint(&format!("{words} doctor 5")).contains("after the command"));
+    assert!(complaint("record 5 --allocator-prefix=").contains("empty"));
+    assert!(complaint("report x --object y").contains("--object"));
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{ExitStatus, demo_target::DemoTruth, export, record, report};
 use crate::{
-    attach::{feature, target},
+    attach::{feature, selection::Selection, target},
     capture::Capture,
     cli::plan::{
         DEFAULT_MAX_PROCESSES, ExportFormat, ExportPlan, Limits, RecordPlan, ReportFormat, ReportPlan,
@@ -121,6 +121,7 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
         limits: Limits::DEFAULT,
         follow: true,
         max_processes: DEFAULT_MAX_PROCESSES,
+        selection: Selection::default(),
         bpf_log: None,
         then_report: true,
     };

@@ -167,6 +167,7 @@ pub(super) fn options(plan: &RecordPlan, processes: &[TargetProcess], owner: Opt
         min_size_bytes: plan.min_size_bytes,
         max_size_bytes: plan.max_size_bytes,
         limits: plan.limits,
+        selection: plan.selection.clone(),
         bpf_log: plan.bpf_log.map(log_level),
         owner,
         follow: plan.follow,

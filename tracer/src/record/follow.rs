@@ -15,10 +15,10 @@ use super::{
 };
 use crate::{
     attach::{
-        AttachError,
+        AttachError, discover,
         target::{self, TargetProcess},
     },
-    model::{Process, ProcessEnd, ProcessId, Target},
+    model::{Allocator, AllocatorId, Process, ProcessEnd, ProcessId, Target},
     symbolize::PerfMapSource,
 };
 
@@ -69,6 +69,16 @@ fn program(
     Program { id, first_epoch, target, perf_map }
 }
 
+fn describe(allocator: &discover::Allocator) -> Allocator {
+    Allocator {
+        id: AllocatorId(u32::from(allocator.number)),
+        name: allocator.name.to_owned(),
+        prefix: allocator.prefix().to_owned(),
+        path: allocator.file.path().to_owned(),
+        build_id: allocator.file.build_id().map(str::to_owned),
+    }
+}
+
 /// The row of what a process runs now.
 pub(super) fn row(member: &Member, parent: Option<ProcessId>, start_ns: u64) -> Process {
     let program = member.program();
@@ -101,6 +111,11 @@ impl Session {
         let mut added = 0;
         if changed || member.links.is_empty() {
             let allocators = self.discoverer.discover(tgid.get())?;
+            for allocator in &allocators {
+                if self.allocators.insert(allocator.number) {
+                    self.writer.add_allocator(&describe(allocator))?;
+                }
+            }
             let probes: Vec<_> = allocators.iter().flat_map(|allocator| probes_of(allocator)).collect();
             added = member.links.place(&mut self.programs, Purpose::Trace, tgid, &probes)?;
         }
@@ -128,12 +143,7 @@ impl Session {
         Err(RecordError::Discover(AttachError::NoAllocator {
             tgid: member.tgid.get(),
             comm: target.comm.clone(),
-            hint: if is_go {
-                "it is a Go program without C code; Go's own heap does not go through malloc and cannot have \
-                 return probes: use Go's pprof"
-            } else {
-                "none of its files defines malloc; a static program must not be stripped of its symbols"
-            },
+            hint: self.discoverer.absence(is_go).hint(),
         }))
     }
 

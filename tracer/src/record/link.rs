@@ -14,13 +14,12 @@ use super::{
     RecordError,
     load::{Programs, Purpose, uprobe},
 };
-
 use crate::attach::AttachError;
 
 /// Probes that are closed at the same time, a thread for each.
 const MAX_CLOSING_THREADS: usize = 256;
 
-/// Which of the three programs a probe runs. The order is the order of attaching: releases first, so
+/// Which of the programs a probe runs. The order is the order of attaching: releases first, so
 /// that no release is missed of an allocation that was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
@@ -28,6 +27,8 @@ pub enum Role {
     Release,
     /// An allocating function returns.
     Return,
+    /// An allocating function that may throw is about to return: it must not have a return probe.
+    Exit,
     /// An allocating function is entered.
     Entry,
 }
@@ -72,7 +73,7 @@ impl Links {
     ) -> Result<usize, RecordError> {
         let mut sorted: Vec<&Probe<'_>> = probes.iter().collect();
         sorted.sort_by_key(|probe| probe.role);
-        let [entry, leave, release] = purpose.programs();
+        let [entry, leave, exit, release] = purpose.programs();
         let mut count = 0;
         for probe in sorted {
             if !self.placed.insert((probe.object_key.0, probe.object_key.1, probe.file_offset, probe.role)) {
@@ -83,6 +84,7 @@ impl Links {
                 match probe.role {
                     Role::Release => release,
                     Role::Return => leave,
+                    Role::Exit => exit,
                     Role::Entry => entry,
                 },
             )?;
@@ -120,7 +122,7 @@ impl Links {
         self.links.is_empty()
     }
 
-    /// Takes all probes off: entries, then returns, then releases. Closing one waits until no CPU can be
+    /// Takes all probes off: entries, then exits and returns, then releases. Closing one waits until no CPU can be
     /// running its program, some tenths of a second; so those of one role are closed at the same time.
     pub fn detach(&mut self) {
         Self::detach_all([self]);
@@ -129,7 +131,7 @@ impl Links {
     /// The same for several processes at once.
     pub fn detach_all<'a>(all: impl IntoIterator<Item = &'a mut Self>) {
         let mut all: Vec<&mut Self> = all.into_iter().collect();
-        for role in [Role::Entry, Role::Return, Role::Release] {
+        for role in [Role::Entry, Role::Exit, Role::Return, Role::Release] {
             let mut closing: Vec<UProbeLink> = all
                 .iter_mut()
                 .flat_map(|links| links.links.extract_if(.., |(of, _)| *of == role).map(|(_, link)| link))

@@ -91,12 +91,12 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// Programs for entry, return and release.
-    pub const fn programs(self) -> [&'static str; 3] {
+    /// Programs for entry, return, exit and release.
+    pub const fn programs(self) -> [&'static str; 4] {
         match self {
-            Self::Trace => ["call_enter", "call_return", "release_enter"],
-            Self::Floor => ["floor_enter", "floor_return", "floor_enter"],
-            Self::Validate => ["floor_enter", "validate_return", "floor_enter"],
+            Self::Trace => ["call_enter", "call_return", "call_leave_at_exit", "release_enter"],
+            Self::Floor => ["floor_enter", "floor_return", "floor_enter", "floor_enter"],
+            Self::Validate => ["floor_enter", "validate_return", "floor_enter", "floor_enter"],
         }
     }
 }
@@ -251,6 +251,7 @@ impl Programs {
     /// [`RecordError::System`].
     pub fn skipped_runs(&self, purpose: Purpose) -> Result<u64, RecordError> {
         let mut names = purpose.programs().to_vec();
+        names.sort_unstable();
         names.dedup();
         names.into_iter().try_fold(0u64, |sum, name| {
             let program = self.bpf.program(name).ok_or(RecordError::Object { name })?;

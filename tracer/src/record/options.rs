@@ -7,7 +7,7 @@ use super::{
     load::Limits,
 };
 use crate::{
-    attach::scope::Scope,
+    attach::{scope::Scope, selection::Selection},
     capture::{Header, Owner},
     model::{EndReason, Target},
 };
@@ -29,6 +29,8 @@ pub struct RecordOptions {
     pub max_size_bytes: u64,
     /// Bounds of the kernel's maps.
     pub limits: Limits,
+    /// Prefixes and objects that the user adds to the allocators that are looked for.
+    pub selection: Selection,
     /// Level of the BPF side's log lines.
     pub bpf_log: Option<log::Level>,
     /// Who shall own the capture; `None`: whoever runs this.

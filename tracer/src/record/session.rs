@@ -46,6 +46,8 @@ const REFRESH_PAUSE_MAX: Duration = Duration::from_millis(100);
 pub struct Session {
     pub(super) options: RecordOptions,
     pub(super) discoverer: Discoverer,
+    /// Numbers of the allocators that are in the capture.
+    pub(super) allocators: BTreeSet<u16>,
     pub(super) programs: Programs,
     pub(super) store: CodeStore,
     pub(super) roster: Roster,
@@ -108,7 +110,8 @@ impl Session {
             roster.add(member).map_err(system("watch for exits"))?;
         }
         Ok(Self {
-            discoverer: Discoverer::default(),
+            discoverer: Discoverer::new(options.selection.clone()),
+            allocators: BTreeSet::new(),
             last: vec![SiteCounters::default(); options.limits.max_sites as usize],
             options,
             programs,

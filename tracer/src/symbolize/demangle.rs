@@ -9,8 +9,8 @@ pub(super) const MAX_NAME_BYTES: usize = 8 << 10;
 /// without the prefix a function has one name whether that is installed or not.
 const GLIBC_INTERNAL: &str = "__GI_";
 
-/// The function's name in its own language, for C++ and Rust. At most [`MAX_NAME_BYTES`].
-pub(super) fn demangle(name: &str) -> String {
+/// The function's name in its own language, for C++ and Rust. At most 8 KiB.
+pub fn demangle(name: &str) -> String {
     let name = name.strip_prefix(GLIBC_INTERNAL).unwrap_or(name);
     let mut out = Bounded(String::new());
     // Rust first: its older scheme is C++'s with a hash at the end.

@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::demangle::demangle;
 pub use self::error::SymbolizeError;
 pub use self::hint::hint_for;
 pub use self::jit_name::{JitFunction, parse_jit_name};

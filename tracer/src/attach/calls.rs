@@ -1,0 +1,170 @@
+//! Whether a function always hands on to another function of the table: then that one's probe sees all, and a second probe
+//! would only cost.
+//!
+//! What releases must hand on the very pointer it was given. One that frees what lies in front of it (a header of its own)
+//! belongs to a function that allocates with one, and that is booked with the pointer which the program was given.
+
+use std::collections::HashSet;
+
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use tracer_common::func::{Function, Shape};
+
+use super::code::{Callee, Code};
+
+/// Most instructions that are looked at in one function and what it jumps to.
+const MAX_INSTRUCTIONS: usize = 4096;
+
+/// A function that is called, and its address if it is of the same object.
+pub type Called = (&'static Function, Option<u64>);
+
+/// The function of the table that a function always calls, whatever way it takes; `None` if there is a way around.
+///
+/// `may_differ`: whether that one may have other arguments. Without, only a plain jump as the very first instruction
+/// counts, which leaves all arguments as they are.
+pub fn forwards_to(code: &Code<'_>, address: u64, shape: Shape, may_differ: bool) -> Option<Called> {
+    if may_differ { Walk::new(code, shape).run(address) } else { jumps_to(code, address, shape) }
+}
+
+fn jumps_to(code: &Code<'_>, address: u64, shape: Shape) -> Option<Called> {
+    let mut instruction = code.instruction(address)?;
+    if instruction.mnemonic() == Mnemonic::Endbr64 {
+        instruction = code.instruction(instruction.next_ip())?;
+    }
+    match (instruction.mnemonic(), code.destination(&instruction)) {
+        (Mnemonic::Jmp, Some(Callee::Table(function, address))) if function.shape == shape => {
+            Some((function, address))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a call of `callee` does all that a function of shape `caller` is probed for.
+fn serves(caller: Shape, callee: Shape) -> bool {
+    use Shape::{
+        AlignedOut, Allocate, AllocateArray, Release, Resize, ResizeArray, ResizeInPlace, ResizeOrFree,
+    };
+    match caller {
+        Allocate { .. } | AllocateArray { .. } | AlignedOut { .. } => {
+            matches!(callee, Allocate { .. } | AllocateArray { .. } | AlignedOut { .. })
+        }
+        Resize { .. } | ResizeArray { .. } => matches!(callee, Resize { .. } | ResizeArray { .. }),
+        ResizeOrFree { .. } => matches!(callee, ResizeOrFree { .. }),
+        ResizeInPlace { .. } => matches!(callee, ResizeInPlace { .. }),
+        Release { .. } => matches!(callee, Release { .. }),
+    }
+}
+
+/// A walk over all ways through a function. Each must come to a call that serves, or never return.
+struct Walk<'c, 'd> {
+    code: &'c Code<'d>,
+    shape: Shape,
+    seen: HashSet<u64>,
+    open: Vec<u64>,
+    found: Option<Called>,
+}
+
+impl<'c, 'd> Walk<'c, 'd> {
+    fn new(code: &'c Code<'d>, shape: Shape) -> Self {
+        Self { code, shape, seen: HashSet::new(), open: Vec::new(), found: None }
+    }
+
+    fn run(mut self, start: u64) -> Option<Called> {
+        self.open.push(start);
+        while let Some(address) = self.open.pop() {
+            self.follow(address, address == start)?;
+        }
+        self.found
+    }
+
+    /// One way, up to its end or its next fork. `None`: it leads around.
+    fn follow(&mut self, mut address: u64, is_front: bool) -> Option<()> {
+        let mut tested = false;
+        let mut info = InstructionInfoFactory::new();
+        let extent = self.code.extent(address);
+        while self.seen.insert(address) {
+            if self.seen.len() > MAX_INSTRUCTIONS {
+                return None;
+            }
+            let instruction = self.code.instruction(address)?;
+            let next = instruction.next_ip();
+            // A way on which the pointer changes counts as a way around.
+            if !self.shape.returns_block() && writes_first_argument(&instruction, &mut info) {
+                return None;
+            }
+            match instruction.flow_control() {
+                FlowControl::Next => {
+                    tested = is_front && is_null_test(&instruction);
+                    address = next;
+                    continue;
+                }
+                FlowControl::Call | FlowControl::IndirectCall => {
+                    let destination = self.code.destination(&instruction);
+                    // Behind a call that is the last instruction of its function there is nothing.
+                    let is_last = extent.as_ref().is_some_and(|extent| !extent.contains(&next));
+                    if destination.is_some_and(|callee| self.ends_well(callee)) || is_last {
+                        return Some(());
+                    }
+                    // What is called may change the register.
+                    if !self.shape.returns_block() {
+                        return None;
+                    }
+                    address = next;
+                }
+                FlowControl::UnconditionalBranch | FlowControl::IndirectBranch => {
+                    match self.code.destination(&instruction)? {
+                        callee if self.ends_well(callee) => return Some(()),
+                        Callee::Inside(target) => address = target,
+                        _ => return None,
+                    }
+                }
+                FlowControl::ConditionalBranch => {
+                    let target = instruction.near_branch_target();
+                    // Nothing is released where the pointer is null: that way need not be followed.
+                    match (tested && !self.shape.returns_block(), instruction.mnemonic()) {
+                        (true, Mnemonic::Je) => address = next,
+                        (true, Mnemonic::Jne) => address = target,
+                        _ => {
+                            match self.code.callee(target) {
+                                callee if self.ends_well(callee) => {}
+                                Callee::Inside(target) => self.open.push(target),
+                                _ => return None,
+                            }
+                            address = next;
+                        }
+                    }
+                }
+                _ => return None,
+            }
+            tested = false;
+        }
+        Some(())
+    }
+
+    /// Whether a way may end with a call or jump to this.
+    fn ends_well(&mut self, callee: Callee) -> bool {
+        match callee {
+            Callee::Table(function, address) if serves(self.shape, function.shape) => {
+                self.found = self.found.or(Some((function, address)));
+                true
+            }
+            callee => callee == Callee::NeverReturns,
+        }
+    }
+}
+
+/// Whether an instruction changes the register of the first argument.
+fn writes_first_argument(instruction: &Instruction, info: &mut InstructionInfoFactory) -> bool {
+    info.info(instruction).used_registers().iter().any(|used| {
+        let is_read = matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+        used.register().full_register() == Register::RDI && !is_read
+    })
+}
+
+/// `test rdi, rdi`: is the first argument null?
+fn is_null_test(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Test
+        && instruction.op0_kind() == OpKind::Register
+        && instruction.op1_kind() == OpKind::Register
+        && instruction.op0_register() == Register::RDI
+        && instruction.op1_register() == Register::RDI
+}

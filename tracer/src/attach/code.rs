@@ -1,0 +1,251 @@
+//! The code of an object: its bytes by address, where functions end, and where calls lead.
+
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
+
+use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindSection};
+use iced_x86::{Code as Opcode, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use object::{
+    Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _, ObjectSymbolTable as _,
+    RelocationFlags, RelocationTarget, SegmentFlags,
+    elf::{PF_X, R_X86_64_RELATIVE},
+};
+use tracer_common::func::Function;
+
+use super::selection::Names;
+
+/// Most relocations that are read.
+const MAX_RELOCATIONS: usize = 4 << 20;
+/// Longest x86 instruction.
+const MAX_INSTRUCTION_BYTES: usize = 15;
+
+/// Functions behind which there is nothing: what follows a call of them is not reached by it.
+const NEVER_RETURN: &[&str] = &[
+    "abort",
+    "exit",
+    "_exit",
+    "__assert_fail",
+    "__stack_chk_fail",
+    "__fortify_fail",
+    "__chk_fail",
+    "__cxa_throw",
+    "__cxa_rethrow",
+    "__cxa_throw_bad_array_new_length",
+    "__cxa_bad_cast",
+    "__cxa_call_unexpected",
+    "__cxa_call_terminate",
+    "__clang_call_terminate",
+    "_Unwind_Resume",
+    "_ZSt9terminatev",
+    "_ZSt17__throw_bad_allocv",
+    "_ZSt28__throw_bad_array_new_lengthv",
+    "_ZSt20__throw_length_errorPKc",
+];
+
+/// Where a call or jump leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callee {
+    /// To a function of the table, by whatever way; with its address if this object defines it.
+    Table(&'static Function, Option<u64>),
+    /// To a function that never returns.
+    NeverReturns,
+    /// To code of this object.
+    Inside(u64),
+    /// Elsewhere.
+    Outside,
+}
+
+struct Segment<'d> {
+    address: u64,
+    file_offset: u64,
+    bytes: &'d [u8],
+}
+
+/// The code of an object. What costs much to read is read when it is first needed.
+pub struct Code<'d> {
+    elf: &'d object::File<'d>,
+    names: &'d Names,
+    segments: Vec<Segment<'d>>,
+    known: HashMap<u64, Callee>,
+    sizes: HashMap<u64, u64>,
+    slots: OnceCell<HashMap<u64, Callee>>,
+    frames: OnceCell<BTreeMap<u64, u64>>,
+}
+
+impl<'d> Code<'d> {
+    /// The executable segments of an object.
+    pub fn new(elf: &'d object::File<'d>, names: &'d Names) -> Self {
+        let segments = elf
+            .segments()
+            .filter_map(|segment| {
+                let SegmentFlags::Elf { p_flags, .. } = segment.flags() else { return None };
+                let (file_offset, _) = segment.file_range();
+                let bytes = segment.data().ok()?;
+                (p_flags.0 & PF_X.0 != 0).then_some(Segment {
+                    address: segment.address(),
+                    file_offset,
+                    bytes,
+                })
+            })
+            .collect();
+        Self {
+            elf,
+            names,
+            segments,
+            known: HashMap::new(),
+            sizes: HashMap::new(),
+            slots: OnceCell::new(),
+            frames: OnceCell::new(),
+        }
+    }
+
+    /// Tells of a symbol of this object: calls that lead to its address lead to that function.
+    pub fn learn(&mut self, name: &[u8], address: u64, size: u64) {
+        if let Some(callee) = self.by_name(name, Some(address)) {
+            self.known.entry(address).or_insert(callee);
+        }
+        if size > 0 {
+            self.sizes.entry(address).or_insert(size);
+        }
+    }
+
+    /// Whether [`Code::learn`] is of use for a symbol.
+    pub fn wants(&self, name: &[u8]) -> bool {
+        self.by_name(name, None).is_some()
+    }
+
+    fn by_name(&self, name: &[u8], address: Option<u64>) -> Option<Callee> {
+        if let Some(function) = self.names.function(name) {
+            return Some(Callee::Table(function, address));
+        }
+        NEVER_RETURN.iter().any(|known| known.as_bytes() == name).then_some(Callee::NeverReturns)
+    }
+
+    /// The bytes from an address of executable code to the end of its segment.
+    pub fn bytes_at(&self, address: u64) -> Option<&'d [u8]> {
+        self.segments.iter().find_map(|segment| {
+            let distance = usize::try_from(address.checked_sub(segment.address)?).ok()?;
+            segment.bytes.get(distance..).filter(|bytes| !bytes.is_empty())
+        })
+    }
+
+    /// Offset in the file of an address of executable code.
+    pub fn file_offset(&self, address: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let distance = address.checked_sub(segment.address)?;
+            (distance < segment.bytes.len() as u64).then(|| segment.file_offset.checked_add(distance))?
+        })
+    }
+
+    /// The instruction at an address; `None` if there is none.
+    pub fn instruction(&self, address: u64) -> Option<Instruction> {
+        let bytes = self.bytes_at(address)?;
+        let bytes = bytes.get(..MAX_INSTRUCTION_BYTES).unwrap_or(bytes);
+        let instruction = Decoder::with_ip(64, bytes, address, DecoderOptions::NONE).decode();
+        (!instruction.is_invalid()).then_some(instruction)
+    }
+
+    /// From the first to behind the last byte of the function that an address lies in: by the size of its symbol if it
+    /// is the start of a known function, else by the unwind table.
+    pub fn extent(&self, address: u64) -> Option<Range<u64>> {
+        if let Some(size) = self.sizes.get(&address) {
+            return Some(address..address.checked_add(*size)?);
+        }
+        let frames = self.frames.get_or_init(|| frames(self.elf));
+        let (start, end) = frames.range(..=address).next_back()?;
+        (address < *end).then_some(*start..*end)
+    }
+
+    /// Where a direct or memory-indirect call or jump leads. `None`: only the processor knows.
+    pub fn destination(&self, instruction: &Instruction) -> Option<Callee> {
+        match instruction.op0_kind() {
+            OpKind::NearBranch64 => Some(self.callee(instruction.near_branch_target())),
+            OpKind::Memory if instruction.memory_base() == Register::RIP => {
+                self.slot(instruction.ip_rel_memory_address())
+            }
+            _ => None,
+        }
+    }
+
+    /// What an address of this object stands for; a stub of the procedure linkage table for what it jumps to.
+    pub fn callee(&self, address: u64) -> Callee {
+        if let Some(known) = self.known.get(&address) {
+            return *known;
+        }
+        match self.stub(address) {
+            // A slot that nobody fills by name: somewhere else.
+            Some(slot) => self.slot(slot).unwrap_or(Callee::Outside),
+            None if self.bytes_at(address).is_some() => Callee::Inside(address),
+            None => Callee::Outside,
+        }
+    }
+
+    /// The slot that the stub at an address jumps through, if it is one.
+    fn stub(&self, address: u64) -> Option<u64> {
+        let mut instruction = self.instruction(address)?;
+        if instruction.code() == Opcode::Endbr64 {
+            instruction = self.instruction(instruction.next_ip())?;
+        }
+        let is_stub = instruction.mnemonic() == Mnemonic::Jmp
+            && instruction.op0_kind() == OpKind::Memory
+            && instruction.memory_base() == Register::RIP;
+        is_stub.then(|| instruction.ip_rel_memory_address())
+    }
+
+    fn slot(&self, slot: u64) -> Option<Callee> {
+        match self.slots.get_or_init(|| self.read_slots()).get(&slot).copied()? {
+            Callee::Inside(address) => {
+                Some(self.known.get(&address).copied().unwrap_or(Callee::Inside(address)))
+            }
+            callee => Some(callee),
+        }
+    }
+
+    /// What the dynamic linker will write where.
+    fn read_slots(&self) -> HashMap<u64, Callee> {
+        let symbols = self.elf.dynamic_symbol_table();
+        let Some(relocations) = self.elf.dynamic_relocations() else { return HashMap::new() };
+        let callee = |relocation: &object::Relocation| match relocation.target() {
+            RelocationTarget::Symbol(index) => {
+                let symbol = symbols.as_ref()?.symbol_by_index(index).ok()?;
+                let address = (!symbol.is_undefined()).then(|| symbol.address());
+                let otherwise = || address.map_or(Callee::Outside, Callee::Inside);
+                Some(self.by_name(symbol.name_bytes().ok()?, address).unwrap_or_else(otherwise))
+            }
+            _ => {
+                let RelocationFlags::Elf { r_type } = relocation.flags() else { return None };
+                let address = u64::try_from(relocation.addend()).ok()?;
+                (r_type == R_X86_64_RELATIVE && self.bytes_at(address).is_some())
+                    .then_some(Callee::Inside(address))
+            }
+        };
+        relocations
+            .take(MAX_RELOCATIONS)
+            .filter_map(|(slot, relocation)| Some((slot, callee(&relocation)?)))
+            .collect()
+    }
+}
+
+/// First and behind-the-last address of every function that has an entry in `.eh_frame`.
+fn frames(elf: &object::File<'_>) -> BTreeMap<u64, u64> {
+    let mut frames = BTreeMap::new();
+    let Some(section) = elf.section_by_name(".eh_frame") else { return frames };
+    let Ok(bytes) = section.uncompressed_data() else { return frames };
+    let table = EhFrame::new(&bytes, LittleEndian);
+    let text = elf.section_by_name(".text").map_or(0, |text| text.address());
+    let bases = BaseAddresses::default().set_eh_frame(section.address()).set_text(text);
+    let mut entries = table.entries(&bases);
+    while let Ok(Some(entry)) = entries.next() {
+        let CieOrFde::Fde(partial) = entry else { continue };
+        let Ok(fde) = partial.parse(EhFrame::cie_from_offset) else { continue };
+        if let Some(end) =
+            fde.initial_address().checked_add(fde.len()).filter(|end| *end > fde.initial_address())
+        {
+            frames.insert(fde.initial_address(), end);
+        }
+    }
+    frames
+}

@@ -1,0 +1,130 @@
+//! Where a function is left.
+//!
+//! A return probe puts the kernel's trampoline in the place of the return address, and no unwind table tells what lies
+//! there: a C++ exception that comes through ends in `std::terminate`. So the functions that may throw have probes on
+//! their `ret` instructions instead, and on those of the functions that they jump to at their end (slow paths, parts that
+//! the compiler has split off). At a `ret` the stack pointer is what it was at entry, by which the program knows
+//! whose end it sees.
+//!
+//! A breakpoint in the middle of an instruction would break the target. So a `ret` counts only where control flow from the
+//! function's entry leads to it, step by step.
+
+use std::collections::{BTreeSet, HashSet};
+
+use iced_x86::FlowControl;
+
+use super::code::{Callee, Code};
+
+/// Most exits of one function.
+const MAX_EXITS: usize = 64;
+/// Most instructions that are looked at for one function.
+const MAX_INSTRUCTIONS: usize = 32 << 10;
+
+/// The exits of a function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exits {
+    /// Offsets in the file of the instructions to probe.
+    pub file_offsets: Vec<u64>,
+    /// Ways out that cannot be followed; calls that take them are not booked.
+    pub gaps: Vec<String>,
+}
+
+/// Finds the exits of the function at `address`. `is_probed` tells functions that have probes of their own: their end is
+/// seen by those.
+pub fn exits(code: &Code<'_>, address: u64, is_probed: impl Fn(u64) -> bool) -> Exits {
+    let mut search = Search {
+        code,
+        is_probed,
+        seen: HashSet::new(),
+        open: vec![address],
+        rets: BTreeSet::new(),
+        gaps: BTreeSet::new(),
+    };
+    while let Some(address) = search.open.pop() {
+        search.follow(address);
+        if search.seen.len() > MAX_INSTRUCTIONS || search.rets.len() > MAX_EXITS {
+            search.gaps.insert("it has more exits than are looked for".to_owned());
+            break;
+        }
+    }
+    let file_offsets = search.rets.iter().filter_map(|ret| code.file_offset(*ret)).take(MAX_EXITS).collect();
+    Exits { file_offsets, gaps: search.gaps.into_iter().collect() }
+}
+
+struct Search<'c, 'd, P> {
+    code: &'c Code<'d>,
+    is_probed: P,
+    seen: HashSet<u64>,
+    open: Vec<u64>,
+    rets: BTreeSet<u64>,
+    gaps: BTreeSet<String>,
+}
+
+impl<P: Fn(u64) -> bool> Search<'_, '_, P> {
+    /// Follows one way to its end.
+    fn follow(&mut self, mut address: u64) {
+        // Behind a call that never returns there may be another function, or nothing: its end is where the
+        // unwind table says.
+        let extent = self.code.extent(address);
+        while self.seen.insert(address) && self.seen.len() <= MAX_INSTRUCTIONS {
+            let Some(instruction) = self.code.instruction(address) else {
+                self.gaps.insert(format!("its code cannot be decoded at {address:#x}"));
+                return;
+            };
+            let next = instruction.next_ip();
+            match instruction.flow_control() {
+                FlowControl::Return => {
+                    self.rets.insert(address);
+                    return;
+                }
+                FlowControl::UnconditionalBranch | FlowControl::IndirectBranch => {
+                    match self.code.destination(&instruction) {
+                        None => {
+                            self.gaps.insert(format!(
+                                "it jumps at {address:#x} to where only the processor knows"
+                            ));
+                        }
+                        Some(callee) => self.branch(callee),
+                    }
+                    return;
+                }
+                FlowControl::ConditionalBranch => {
+                    self.branch(self.code.callee(instruction.near_branch_target()))
+                }
+                FlowControl::Call | FlowControl::IndirectCall => {
+                    if self.code.destination(&instruction) == Some(Callee::NeverReturns) {
+                        return;
+                    }
+                    match &extent {
+                        Some(extent) if extent.contains(&next) => {}
+                        Some(_) => return,
+                        // Nothing tells whether what follows is still this function, or code at all.
+                        None => {
+                            self.gaps.insert(format!("no table tells how far its code at {address:#x} goes"));
+                            return;
+                        }
+                    }
+                }
+                FlowControl::Next => {}
+                // Interrupts, `ud2`, `hlt`: nothing comes back.
+                _ => return,
+            }
+            address = next;
+        }
+    }
+
+    fn branch(&mut self, callee: Callee) {
+        match callee {
+            Callee::Inside(target) | Callee::Table(_, Some(target)) => {
+                if !(self.is_probed)(target) {
+                    self.open.push(target);
+                }
+            }
+            Callee::Outside => {
+                self.gaps.insert("it jumps into another object".to_owned());
+            }
+            // Of another object, where it has probes.
+            Callee::Table(_, None) | Callee::NeverReturns => {}
+        }
+    }
+}
