@@ -70,6 +70,32 @@ choices! {
 }
 
 choices! {
+    /// What sites are summed by.
+    GroupKey {
+        /// Nothing: one row per stack.
+        Site = "site",
+        /// The process.
+        Process = "process",
+        /// The executable of the process.
+        Executable = "executable",
+        /// The allocator.
+        Allocator = "allocator",
+        /// What the memory is.
+        Class = "class",
+    }
+}
+
+choices! {
+    /// How memory was observed.
+    LensKey {
+        /// Allocator calls.
+        Malloc = "malloc",
+        /// Mappings.
+        Mmap = "mmap",
+    }
+}
+
+choices! {
     /// Form of an export.
     ExportFormat {
         /// One line per stack, for other tools.
@@ -213,6 +239,17 @@ pub struct RecordPlan {
     pub then_report: bool,
 }
 
+/// Which sites are looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Only those seen so.
+    pub lens: Option<LensKey>,
+    /// Only those of this process, as the host sees it.
+    pub process: Option<NonZeroU32>,
+    /// Only those of the allocators of this name.
+    pub allocator: Option<String>,
+}
+
 /// A report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportPlan {
@@ -226,6 +263,12 @@ pub struct ReportPlan {
     pub min_age: Option<Duration>,
     /// Order of the sites.
     pub sort: SortKey,
+    /// What sites are summed by.
+    pub by: GroupKey,
+    /// Whether equal stacks of processes of one executable are one row.
+    pub merges_processes: bool,
+    /// Which sites.
+    pub selection: Selection,
     /// Colours.
     pub color: bool,
     /// Columns of the terminal; `None`: no terminal.
@@ -239,6 +282,8 @@ pub struct ExportPlan {
     pub file: PathBuf,
     /// Form.
     pub format: ExportFormat,
+    /// Which sites.
+    pub selection: Selection,
     /// File that is written; `None`: the standard output.
     pub output: Option<PathBuf>,
     /// Whether an existing file is overwritten.

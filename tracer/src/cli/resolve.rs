@@ -3,10 +3,11 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::args::{CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs};
+use super::args::{CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs, SelectionArgs};
 use super::message::not_a_command;
 use super::plan::{
-    Action, ColorChoice, ExportPlan, Invocation, Limits, RecordPlan, ReportPlan, TargetPlan, Verbosity,
+    Action, ColorChoice, ExportPlan, Invocation, Limits, RecordPlan, ReportPlan, Selection, TargetPlan,
+    Verbosity,
 };
 
 /// How long a process is recorded if nothing is said.
@@ -52,17 +53,9 @@ pub(super) fn resolve(args: OffheapArgs, environment: &Environment) -> Result<In
 fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Result<Action, String> {
     Ok(match command {
         CommandArgs::Record(args) => Action::Record(record(args)?),
-        CommandArgs::Report(ReportArgs { file, format, top, min_age, sort }) => Action::Report(ReportPlan {
-            file,
-            format,
-            top: top.map(|top| top as usize),
-            min_age,
-            sort,
-            color,
-            width,
-        }),
-        CommandArgs::Export(ExportArgs { file, format, output, force }) => {
-            Action::Export(ExportPlan { file, format, output, force })
+        CommandArgs::Report(args) => Action::Report(report(args, color, width)?),
+        CommandArgs::Export(ExportArgs { file, format, output, force, selection: only }) => {
+            Action::Export(ExportPlan { file, format, selection: selection(only)?, output, force })
         }
         CommandArgs::Doctor(args) => {
             let tgid = match (args.target, args.pid) {
@@ -80,6 +73,26 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
             Action::ValidateUnwind { tgid: parse_pid(&args.target)?, samples: args.samples }
         }
     })
+}
+
+fn report(args: ReportArgs, color: bool, width: Option<u16>) -> Result<ReportPlan, String> {
+    Ok(ReportPlan {
+        file: args.file,
+        format: args.format,
+        top: args.top.map(|top| top as usize),
+        min_age: args.min_age,
+        sort: args.sort,
+        by: args.by,
+        merges_processes: args.merge_processes,
+        selection: selection(args.selection)?,
+        color,
+        width,
+    })
+}
+
+fn selection(args: SelectionArgs) -> Result<Selection, String> {
+    let process = args.process.as_deref().map(parse_pid).transpose()?;
+    Ok(Selection { lens: args.lens, process, allocator: args.allocator })
 }
 
 fn verbosity(global: &GlobalArgs) -> Verbosity {

@@ -141,12 +141,16 @@ fn documented_defaults_are_the_real_ones() {
 #[test]
 fn the_other_commands_are_understood() {
     let report = |top, min_age, sort, format| {
-        let file = "a.offheap".into();
-        Action::Report(ReportPlan { file, format, top, min_age, sort, color: false, width: None })
+        let (by, merges_processes, selection) = (GroupKey::Site, false, Selection::default());
+        let (file, color, width) = ("a.offheap".into(), false, None);
+        let plan =
+            ReportPlan { file, format, top, min_age, sort, by, merges_processes, selection, color, width };
+        Action::Report(plan)
     };
     let age = Some(Duration::from_secs(5));
     let export = |format, output: Option<&str>, force| {
-        Action::Export(ExportPlan { file: "a.offheap".into(), format, output: output.map(Into::into), force })
+        let (selection, output) = (Selection::default(), output.map(Into::into));
+        Action::Export(ExportPlan { file: "a.offheap".into(), format, selection, output, force })
     };
     for (line, expected) in [
         ("report a.offheap", report(None, None, SortKey::Outstanding, ReportFormat::Table)),
@@ -171,6 +175,21 @@ fn the_other_commands_are_understood() {
     ] {
         assert_eq!(action(line), expected, "{line}");
     }
+}
+
+#[test]
+fn a_part_of_a_capture_is_selected() {
+    let all = "--lens mmap --process 77 --allocator jemalloc";
+    let selection =
+        Selection { lens: Some(LensKey::Mmap), process: Some(pid(77)), allocator: Some("jemalloc".into()) };
+    let Action::Report(plan) = action(&format!("report x {all} --by executable")) else { panic!() };
+    assert_eq!((&plan.selection, plan.by, plan.merges_processes), (&selection, GroupKey::Executable, false));
+    let Action::Export(plan) = action(&format!("export x --format svg {all}")) else { panic!() };
+    assert_eq!(plan.selection, selection);
+    let Action::Report(plan) = action("report x --merge-processes") else { panic!() };
+    assert!(plan.merges_processes && plan.by == GroupKey::Site);
+    assert!(complaint("report x --process no").contains("`no` is not a process id"));
+    complaint("report x --merge-processes --by process");
 }
 
 #[test]

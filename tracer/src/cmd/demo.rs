@@ -15,9 +15,10 @@ use crate::{
     attach::{feature, target},
     capture::Capture,
     cli::plan::{
-        ExportFormat, ExportPlan, Limits, RecordPlan, ReportFormat, ReportPlan, SortKey, TargetPlan,
+        ExportFormat, ExportPlan, GroupKey, Limits, RecordPlan, ReportFormat, ReportPlan, Selection, SortKey,
+        TargetPlan,
     },
-    profile::{Filter, Profile, Sort},
+    profile::{Filter, Profile},
     record::Session,
 };
 
@@ -52,6 +53,9 @@ pub fn run(
         top: Some(5),
         min_age: None,
         sort: SortKey::Outstanding,
+        by: GroupKey::Site,
+        merges_processes: false,
+        selection: Selection::default(),
         color,
         width,
     };
@@ -61,13 +65,14 @@ pub fn run(
         &ExportPlan {
             file: file.clone(),
             format: ExportFormat::Svg,
+            selection: Selection::default(),
             output: Some(graph.clone()),
             force: true,
         },
         out,
         err,
     )?;
-    let filter = Filter { min_age_ns: None, sort: Sort::Outstanding, top: None };
+    let filter = Filter::default();
     compare(&Profile::new(Capture::open(&file)?, filter)?, &truth, err)?;
     writeln!(err, "offheap: wrote {} and {}", file.display(), graph.display())?;
     Ok(status)
