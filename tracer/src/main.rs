@@ -9,7 +9,9 @@ use std::{
 use offheap::{
     cli::{
         self, CliError, Environment,
-        plan::{Action, Invocation, RecordPlan, ReportFormat, ReportPlan, SortKey, Verbosity},
+        plan::{
+            Action, GroupKey, Invocation, RecordPlan, ReportFormat, ReportPlan, Selection, SortKey, Verbosity,
+        },
     },
     cmd::{self, ExitStatus},
 };
@@ -106,6 +108,9 @@ fn record(
             top: None,
             min_age: None,
             sort: SortKey::Outstanding,
+            by: GroupKey::Site,
+            merges_processes: false,
+            selection: Selection::default(),
             color: invocation.color_stdout,
             width,
         };

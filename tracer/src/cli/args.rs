@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::plan::{BpfLogLevel, ColorChoice, ExportFormat, ReportFormat, Shell, SortKey};
+use super::plan::{BpfLogLevel, ColorChoice, ExportFormat, GroupKey, LensKey, ReportFormat, Shell, SortKey};
 use super::quantity::{
     parse_count_in, parse_duration, parse_duration_in, parse_power_of_two_size_in, parse_size,
 };
@@ -237,6 +237,33 @@ pub(super) struct ReportArgs {
     /// What comes first: most bytes, fastest growth, most blocks
     #[arg(long, value_name = "KEY", default_value = "outstanding", value_parser = choice!(SortKey))]
     pub sort: SortKey,
+
+    /// Sum over all sites of a process, an executable, an allocator, or a class of memory
+    #[arg(long, value_name = "KEY", default_value = "site", value_parser = choice!(GroupKey))]
+    pub by: GroupKey,
+
+    /// Show equal stacks of processes of one executable as one site
+    #[arg(long, conflicts_with = "by")]
+    pub merge_processes: bool,
+
+    #[command(flatten)]
+    pub selection: SelectionArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Selection")]
+pub(super) struct SelectionArgs {
+    /// Only allocator calls, or only mappings
+    #[arg(long, value_parser = choice!(LensKey))]
+    pub lens: Option<LensKey>,
+
+    /// Only this process
+    #[arg(long, value_name = "PID")]
+    pub process: Option<String>,
+
+    /// Only this allocator, such as jemalloc
+    #[arg(long, value_name = "NAME")]
+    pub allocator: Option<String>,
 }
 
 /// Write a capture in the format of another tool.
@@ -256,6 +283,9 @@ pub(super) struct ExportArgs {
     /// Overwrite an existing file
     #[arg(long)]
     pub force: bool,
+
+    #[command(flatten)]
+    pub selection: SelectionArgs,
 }
 
 /// Show what this kernel and a process allow, and what would be attached.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::{
-    attach::{scope::Scope, selection::Selection},
+    attach::{scope::Scope, selection::Selection as AllocatorSelection},
     record::Limits,
 };
 
@@ -69,6 +69,32 @@ choices! {
         Growth = "growth",
         /// Those that hold most unfreed blocks.
         Count = "count",
+    }
+}
+
+choices! {
+    /// What sites are summed by.
+    GroupKey {
+        /// Nothing: one row per stack.
+        Site = "site",
+        /// The process.
+        Process = "process",
+        /// The executable of the process.
+        Executable = "executable",
+        /// The allocator.
+        Allocator = "allocator",
+        /// What the memory is.
+        Class = "class",
+    }
+}
+
+choices! {
+    /// How memory was observed.
+    LensKey {
+        /// Allocator calls.
+        Malloc = "malloc",
+        /// Mappings.
+        Mmap = "mmap",
     }
 }
 
@@ -148,7 +174,7 @@ pub enum Action {
         /// The process that is looked at, if any.
         tgid: Option<NonZeroU32>,
         /// What is looked for besides the usual.
-        selection: Selection,
+        selection: AllocatorSelection,
     },
     /// `offheap demo`.
     Demo {
@@ -222,11 +248,22 @@ pub struct RecordPlan {
     /// Most processes at one time.
     pub max_processes: u32,
     /// What is looked for besides the usual allocators.
-    pub selection: Selection,
+    pub selection: AllocatorSelection,
     /// Log of the BPF programs; `None`: compiled out.
     pub bpf_log: Option<BpfLogLevel>,
     /// Whether the report follows.
     pub then_report: bool,
+}
+
+/// Which sites are looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Only those seen so.
+    pub lens: Option<LensKey>,
+    /// Only those of this process, as the host sees it.
+    pub process: Option<NonZeroU32>,
+    /// Only those of the allocators of this name.
+    pub allocator: Option<String>,
 }
 
 /// A report.
@@ -242,6 +279,12 @@ pub struct ReportPlan {
     pub min_age: Option<Duration>,
     /// Order of the sites.
     pub sort: SortKey,
+    /// What sites are summed by.
+    pub by: GroupKey,
+    /// Whether equal stacks of processes of one executable are one row.
+    pub merges_processes: bool,
+    /// Which sites.
+    pub selection: Selection,
     /// Colours.
     pub color: bool,
     /// Columns of the terminal; `None`: no terminal.
@@ -255,6 +298,8 @@ pub struct ExportPlan {
     pub file: PathBuf,
     /// Form.
     pub format: ExportFormat,
+    /// Which sites.
+    pub selection: Selection,
     /// File that is written; `None`: the standard output.
     pub output: Option<PathBuf>,
     /// Whether an existing file is overwritten.

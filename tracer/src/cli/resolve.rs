@@ -3,11 +3,13 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::args::{AllocatorArgs, CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs};
+use super::args::{
+    AllocatorArgs, CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs, SelectionArgs,
+};
 use super::message::not_a_command;
 use super::plan::{
-    Action, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, Limits, RecordPlan, ReportPlan,
-    Scope, Selection, TargetPlan, Verbosity,
+    Action, AllocatorSelection, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, Limits,
+    RecordPlan, ReportPlan, Scope, Selection, TargetPlan, Verbosity,
 };
 
 /// How long a process is recorded if nothing is said.
@@ -31,14 +33,14 @@ pub struct Environment {
 /// Applies defaults and checks rules. An error is one line: what, why, what to do.
 pub(super) fn resolve(args: OffheapArgs, environment: &Environment) -> Result<Invocation, String> {
     let OffheapArgs { target, pid, allocator, global, command } = args;
-    let selection = selection(allocator);
+    let selection = allocator_selection(allocator);
     let color_stdout = wants_color(&global, environment.no_color, environment.stdout_is_terminal);
     let color_stderr = wants_color(&global, environment.no_color, environment.stderr_is_terminal);
     let action = match (command, target.or(pid.clone()), pid) {
         (Some(_), Some(given), _) => {
             return Err(format!("`{given}` stands before the command; the process id goes after it"));
         }
-        (Some(_), None, _) if selection != Selection::default() => {
+        (Some(_), None, _) if selection != AllocatorSelection::default() => {
             return Err("`--allocator-prefix` and `--object` go after the command".into());
         }
         (None, Some(target), pid) => Action::Record(quick_record(&target, pid.as_deref(), selection)?),
@@ -57,24 +59,16 @@ pub(super) fn resolve(args: OffheapArgs, environment: &Environment) -> Result<In
 fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Result<Action, String> {
     Ok(match command {
         CommandArgs::Record(args) => Action::Record(record(args)?),
-        CommandArgs::Report(ReportArgs { file, format, top, min_age, sort }) => Action::Report(ReportPlan {
-            file,
-            format,
-            top: top.map(|top| top as usize),
-            min_age,
-            sort,
-            color,
-            width,
-        }),
-        CommandArgs::Export(ExportArgs { file, format, output, force }) => {
-            Action::Export(ExportPlan { file, format, output, force })
+        CommandArgs::Report(args) => Action::Report(report(args, color, width)?),
+        CommandArgs::Export(ExportArgs { file, format, output, force, selection: only }) => {
+            Action::Export(ExportPlan { file, format, selection: selection(only)?, output, force })
         }
         CommandArgs::Doctor(args) => {
             let tgid = match (args.target, args.pid) {
                 (None, None) => None,
                 (target, pid) => Some(one_pid(target.as_deref(), pid.as_deref())?),
             };
-            Action::Doctor { tgid, selection: selection(args.allocator) }
+            Action::Doctor { tgid, selection: allocator_selection(args.allocator) }
         }
         CommandArgs::Demo(args) => Action::Demo { output_directory: args.output },
         CommandArgs::Completions(args) => Action::Completions { shell: args.shell },
@@ -85,6 +79,26 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
             Action::ValidateUnwind { tgid: parse_pid(&args.target)?, samples: args.samples }
         }
     })
+}
+
+fn report(args: ReportArgs, color: bool, width: Option<u16>) -> Result<ReportPlan, String> {
+    Ok(ReportPlan {
+        file: args.file,
+        format: args.format,
+        top: args.top.map(|top| top as usize),
+        min_age: args.min_age,
+        sort: args.sort,
+        by: args.by,
+        merges_processes: args.merge_processes,
+        selection: selection(args.selection)?,
+        color,
+        width,
+    })
+}
+
+fn selection(args: SelectionArgs) -> Result<Selection, String> {
+    let process = args.process.as_deref().map(parse_pid).transpose()?;
+    Ok(Selection { lens: args.lens, process, allocator: args.allocator })
 }
 
 fn verbosity(global: &GlobalArgs) -> Verbosity {
@@ -106,11 +120,15 @@ fn wants_color(global: &GlobalArgs, no_color: bool, is_terminal: bool) -> bool {
     }
 }
 
-fn selection(args: AllocatorArgs) -> Selection {
-    Selection { prefixes: args.allocator_prefix, objects: args.object }
+fn allocator_selection(args: AllocatorArgs) -> AllocatorSelection {
+    AllocatorSelection { prefixes: args.allocator_prefix, objects: args.object }
 }
 
-fn quick_record(target: &str, pid: Option<&str>, selection: Selection) -> Result<RecordPlan, String> {
+fn quick_record(
+    target: &str,
+    pid: Option<&str>,
+    selection: AllocatorSelection,
+) -> Result<RecordPlan, String> {
     let tgid = match pid {
         Some(pid) if pid != target => one_pid(Some(target), Some(pid))?,
         Some(pid) => parse_pid(pid)?,
@@ -168,7 +186,7 @@ fn record(args: RecordArgs) -> Result<RecordPlan, String> {
         },
         follow: !args.no_follow,
         max_processes: args.max_processes,
-        selection: selection(args.allocator),
+        selection: allocator_selection(args.allocator),
         bpf_log: args.bpf_log,
         then_report: false,
     })

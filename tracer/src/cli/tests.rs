@@ -93,7 +93,7 @@ fn a_recording_has_defaults() {
         limits: Limits::DEFAULT,
         follow: true,
         max_processes: 256,
-        selection: Selection::default(),
+        selection: AllocatorSelection::default(),
         bpf_log: None,
         then_report: false,
     };
@@ -118,7 +118,7 @@ fn a_recording_takes_every_option() {
         limits: Limits { max_live_blocks: 5000, max_sites: 128, max_threads: 64, stack_ring_bytes: 1 << 20 },
         follow: false,
         max_processes: 9,
-        selection: Selection::default(),
+        selection: AllocatorSelection::default(),
         bpf_log: Some(BpfLogLevel::Debug),
         then_report: false,
     };
@@ -172,12 +172,16 @@ fn documented_defaults_are_the_real_ones() {
 #[test]
 fn the_other_commands_are_understood() {
     let report = |top, min_age, sort, format| {
-        let file = "a.offheap".into();
-        Action::Report(ReportPlan { file, format, top, min_age, sort, color: false, width: None })
+        let (by, merges_processes, selection) = (GroupKey::Site, false, Selection::default());
+        let (file, color, width) = ("a.offheap".into(), false, None);
+        let plan =
+            ReportPlan { file, format, top, min_age, sort, by, merges_processes, selection, color, width };
+        Action::Report(plan)
     };
     let age = Some(Duration::from_secs(5));
     let export = |format, output: Option<&str>, force| {
-        Action::Export(ExportPlan { file: "a.offheap".into(), format, output: output.map(Into::into), force })
+        let (selection, output) = (Selection::default(), output.map(Into::into));
+        Action::Export(ExportPlan { file: "a.offheap".into(), format, selection, output, force })
     };
     for (line, expected) in [
         ("report a.offheap", report(None, None, SortKey::Outstanding, ReportFormat::Table)),
@@ -188,9 +192,9 @@ fn the_other_commands_are_understood() {
         ("report --sort count a.offheap", report(None, None, SortKey::Count, ReportFormat::Table)),
         ("export a.offheap --format folded", export(ExportFormat::Folded, None, false)),
         ("export a.offheap -f svg -o x.svg --force", export(ExportFormat::Svg, Some("x.svg"), true)),
-        ("doctor", Action::Doctor { tgid: None, selection: Selection::default() }),
-        ("doctor 5", Action::Doctor { tgid: Some(pid(5)), selection: Selection::default() }),
-        ("doctor -p 5", Action::Doctor { tgid: Some(pid(5)), selection: Selection::default() }),
+        ("doctor", Action::Doctor { tgid: None, selection: AllocatorSelection::default() }),
+        ("doctor 5", Action::Doctor { tgid: Some(pid(5)), selection: AllocatorSelection::default() }),
+        ("doctor -p 5", Action::Doctor { tgid: Some(pid(5)), selection: AllocatorSelection::default() }),
         ("demo", Action::Demo { output_directory: ".".into() }),
         ("demo -o /tmp/x", Action::Demo { output_directory: "/tmp/x".into() }),
         ("completions zsh", Action::Completions { shell: Shell::Zsh }),
@@ -202,6 +206,21 @@ fn the_other_commands_are_understood() {
     ] {
         assert_eq!(action(line), expected, "{line}");
     }
+}
+
+#[test]
+fn a_part_of_a_capture_is_selected() {
+    let all = "--lens mmap --process 77 --allocator jemalloc";
+    let selection =
+        Selection { lens: Some(LensKey::Mmap), process: Some(pid(77)), allocator: Some("jemalloc".into()) };
+    let Action::Report(plan) = action(&format!("report x {all} --by executable")) else { panic!() };
+    assert_eq!((&plan.selection, plan.by, plan.merges_processes), (&selection, GroupKey::Executable, false));
+    let Action::Export(plan) = action(&format!("export x --format svg {all}")) else { panic!() };
+    assert_eq!(plan.selection, selection);
+    let Action::Report(plan) = action("report x --merge-processes") else { panic!() };
+    assert!(plan.merges_processes && plan.by == GroupKey::Site);
+    assert!(complaint("report x --process no").contains("`no` is not a process id"));
+    complaint("report x --merge-processes --by process");
 }
 
 #[test]
@@ -324,7 +343,7 @@ fn what_was_typed_cannot_break_the_line() {
 
 #[test]
 fn allocators_can_be_added() {
-    let selection = Selection {
+    let selection = AllocatorSelection {
         prefixes: vec!["foo_".to_owned(), "bar_".to_owned()],
         objects: vec![PathBuf::from("/srv/app"), PathBuf::from("lib.so")],
     };
@@ -332,7 +351,7 @@ fn allocators_can_be_added() {
     assert_eq!(record_plan(&format!("{words} 5")).selection, selection);
     assert_eq!(record_plan(&format!("record {words} 5")).selection, selection);
     assert_eq!(action(&format!("doctor 5 {words}")), Action::Doctor { tgid: Some(pid(5)), selection });
-    assert_eq!(record_plan("record 5").selection, Selection::default());
+    assert_eq!(record_plan("record 5").selection, AllocatorSelection::default());
     assert!(complaint(&format!("{words} doctor 5")).contains("after the command"));
     assert!(complaint("record 5 --allocator-prefix=").contains("empty"));
     assert!(complaint("report x --object y").contains("--object"));

@@ -12,13 +12,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{ExitStatus, demo_target::DemoTruth, export, record, report};
 use crate::{
-    attach::{feature, selection::Selection, target},
+    attach::{feature, target},
     capture::Capture,
     cli::plan::{
-        DEFAULT_MAX_PROCESSES, ExportFormat, ExportPlan, Limits, RecordPlan, ReportFormat, ReportPlan,
-        SortKey, TargetPlan,
+        AllocatorSelection, DEFAULT_MAX_PROCESSES, ExportFormat, ExportPlan, GroupKey, Limits, RecordPlan,
+        ReportFormat, ReportPlan, Selection, SortKey, TargetPlan,
     },
-    profile::{Filter, Profile, Sort},
+    profile::{Filter, Profile},
     record::Session,
 };
 
@@ -53,6 +53,9 @@ pub fn run(
         top: Some(5),
         min_age: None,
         sort: SortKey::Outstanding,
+        by: GroupKey::Site,
+        merges_processes: false,
+        selection: Selection::default(),
         color,
         width,
     };
@@ -62,13 +65,14 @@ pub fn run(
         &ExportPlan {
             file: file.clone(),
             format: ExportFormat::Svg,
+            selection: Selection::default(),
             output: Some(graph.clone()),
             force: true,
         },
         out,
         err,
     )?;
-    let filter = Filter { min_age_ns: None, sort: Sort::Outstanding, top: None };
+    let filter = Filter::default();
     compare(&Profile::new(Capture::open(&file)?, filter)?, &truth, err)?;
     writeln!(err, "offheap: wrote {} and {}", file.display(), graph.display())?;
     Ok(status)
@@ -121,7 +125,7 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
         limits: Limits::DEFAULT,
         follow: true,
         max_processes: DEFAULT_MAX_PROCESSES,
-        selection: Selection::default(),
+        selection: AllocatorSelection::default(),
         bpf_log: None,
         then_report: true,
     };

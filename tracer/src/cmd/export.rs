@@ -5,11 +5,11 @@ use std::io::Write;
 use anyhow::Context;
 
 use super::ExitStatus;
-use super::report::{unless_closed, warn};
+use super::report::{selected, unless_closed, warn};
 use crate::capture::{Capture, create_file};
 use crate::cli::plan::{ExportFormat, ExportPlan};
 use crate::export::{folded, svg};
-use crate::profile::{Filter, Profile, Sort};
+use crate::profile::Profile;
 
 /// Writes the export to its file, or to `out`. Says on `err` where data is incomplete.
 pub fn run(
@@ -17,8 +17,7 @@ pub fn run(
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> Result<ExitStatus, anyhow::Error> {
-    let filter = Filter { min_age_ns: None, sort: Sort::Outstanding, top: None };
-    let profile = Profile::new(Capture::open(&plan.file)?, filter)?;
+    let profile = Profile::new(Capture::open(&plan.file)?, selected(&plan.selection))?;
     // In memory first: an export that fails leaves no file, and replaces none.
     let mut bytes = Vec::new();
     match plan.format {
@@ -45,14 +44,15 @@ mod tests {
 
     use super::*;
     use crate::capture::fixture::{clean, leaky};
+    use crate::cli::plan::Selection;
 
     #[test]
     fn exports_go_to_a_private_file_or_to_standard_output() {
         let dir = tempfile::tempdir().unwrap();
         let (file, output) = (dir.path().join("x.offheap"), dir.path().join("x.svg"));
         leaky().write(&file);
-        let mut plan =
-            ExportPlan { file, format: ExportFormat::Svg, output: Some(output.clone()), force: false };
+        let (format, selection) = (ExportFormat::Svg, Selection::default());
+        let mut plan = ExportPlan { file, format, selection, output: Some(output.clone()), force: false };
         let (mut out, mut err) = (Vec::new(), Vec::new());
         assert_eq!(run(&plan, &mut out, &mut err).unwrap(), ExitStatus::Incomplete);
         assert!(out.is_empty());
@@ -74,7 +74,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, output) = (dir.path().join("x.offheap"), dir.path().join("x.svg"));
         clean().write(&file);
-        let plan = ExportPlan { file, format: ExportFormat::Svg, output: Some(output.clone()), force: true };
+        let (format, selection) = (ExportFormat::Svg, Selection::default());
+        let plan = ExportPlan { file, format, selection, output: Some(output.clone()), force: true };
         assert!(run(&plan, &mut Vec::new(), &mut Vec::new()).is_err());
         assert!(!output.exists());
     }

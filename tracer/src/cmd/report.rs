@@ -1,13 +1,15 @@
 //! `offheap report`: prints what a capture says.
 
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 
 use anyhow::Context;
 
 use super::ExitStatus;
 use crate::capture::Capture;
-use crate::cli::plan::{ReportFormat, ReportPlan, SortKey};
-use crate::profile::{Filter, Profile, Sort};
+use crate::cli::plan::{GroupKey, LensKey, ReportFormat, ReportPlan, Selection, SortKey};
+use crate::model::Lens;
+use crate::profile::{By, Filter, Profile, Sort};
 use crate::report::{DEFAULT_TABLE_SITES, TableOptions, escape, json_text, table};
 
 /// Columns of the table where the output is no terminal.
@@ -29,7 +31,21 @@ pub fn run(
         SortKey::Growth => Sort::Growth,
         SortKey::Count => Sort::Count,
     };
-    let filter = Filter { min_age_ns: plan.min_age.map(nanoseconds), sort, top: plan.top.or(default_top) };
+    let by = match plan.by {
+        GroupKey::Site => By::Site,
+        GroupKey::Process => By::Process,
+        GroupKey::Executable => By::Executable,
+        GroupKey::Allocator => By::Allocator,
+        GroupKey::Class => By::Class,
+    };
+    let filter = Filter {
+        min_age_ns: plan.min_age.map(nanoseconds),
+        sort,
+        by,
+        top: plan.top.or(default_top),
+        merges_processes: plan.merges_processes,
+        ..selected(&plan.selection)
+    };
     let profile = Profile::new(Capture::open(&plan.file)?, filter)?;
     let text = match plan.format {
         ReportFormat::Table => {
@@ -50,6 +66,16 @@ pub fn run(
     };
     unless_closed(out.write_all(text.as_bytes()).and_then(|()| out.flush())).context("write the report")?;
     Ok(ExitStatus::of(profile.is_complete()))
+}
+
+/// A filter that takes what was selected, and everything of it.
+pub(super) fn selected(selection: &Selection) -> Filter {
+    let lens = selection.lens.map(|lens| match lens {
+        LensKey::Malloc => Lens::Malloc,
+        LensKey::Mmap => Lens::Mmap,
+    });
+    let tgid = selection.process.map(NonZeroU32::get);
+    Filter { lens, tgid, allocator: selection.allocator.clone(), ..Filter::default() }
 }
 
 fn nanoseconds(duration: std::time::Duration) -> u64 {
@@ -98,6 +124,9 @@ mod tests {
             top: None,
             min_age: None,
             sort: SortKey::Outstanding,
+            by: GroupKey::Site,
+            merges_processes: false,
+            selection: Selection::default(),
             color: false,
             width: Some(100),
         };

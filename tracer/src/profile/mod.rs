@@ -1,75 +1,39 @@
 //! Pure folds over a capture: sites, growth, completeness.
 
+mod aside;
 mod completeness;
+mod filter;
 mod frame;
+mod group;
+mod merge;
+mod number;
 mod site;
 mod slope;
 #[cfg(test)]
 mod tests;
+mod totals;
+mod who;
 mod wrapper;
 
 use std::collections::HashMap;
 
-use thiserror::Error;
+use filter::Selection;
 
-use crate::capture::{Capture, Header, thinned};
-use crate::model::{EndReason, Frame, FrameId, Object, ObjectId};
+use crate::capture::{Capture, Header};
+use crate::model::{AllocatorId, EndReason, Frame, FrameId, Lens, Object, ObjectId, ProcessId};
 
+pub use aside::SetAside;
 pub use completeness::{Broken, Completeness, StackShares};
+pub use filter::{By, Filter, ProfileError, Sort};
 pub use frame::SiteFrame;
 pub(crate) use frame::base_name;
-pub use site::{Site, Totals};
+pub use group::{Group, GroupKey};
+pub use number::Outstanding;
+pub use site::Site;
 pub use slope::{MIN_POINTS, theil_sen};
+pub use totals::Totals;
+pub use who::{AllocatorSummary, ProcessSummary};
 pub use wrapper::is_wrapper;
-
-/// What the sites are ranked by, the largest first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Sort {
-    /// Bytes that were not freed.
-    #[default]
-    Outstanding,
-    /// Bytes per second by which they grow.
-    Growth,
-    /// Blocks that were not freed.
-    Count,
-}
-
-impl Sort {
-    /// Every order.
-    pub const ALL: [Self; 3] = [Self::Outstanding, Self::Growth, Self::Count];
-
-    /// The name on the command line and in reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Outstanding => "outstanding",
-            Self::Growth => "growth",
-            Self::Count => "count",
-        }
-    }
-}
-
-/// Which part of a capture is looked at, and in which order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
-    /// Only blocks at least this old count as outstanding.
-    pub min_age_ns: Option<u64>,
-    /// Order of the sites.
-    pub sort: Sort,
-    /// Sites to keep; all without it.
-    pub top: Option<usize>,
-}
-
-/// Why there is no profile.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ProfileError {
-    /// The age of the blocks is not in the capture.
-    #[error(
-        "a minimum age needs the live blocks, which are read at the end of a recording: this one was \
-         interrupted before; leave the age out"
-    )]
-    NoAges,
-}
 
 /// When was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,12 +79,22 @@ pub struct Profile {
     pub completeness: Completeness,
     /// How dear; `None` where it was not measured.
     pub cost: Option<Cost>,
-    /// RSS; `None` where it was never read.
+    /// RSS of the target, also after an exec; `None` where it was never read.
     pub rss: Option<Rss>,
-    /// Sums over all sites, also those that were cut.
+    /// Every process of the recording, by its id; never empty.
+    pub processes: Vec<ProcessSummary>,
+    /// Every allocator of the recording, by its id.
+    pub allocators: Vec<AllocatorSummary>,
+    /// Unfreed blocks: sums over all sites of the lens `malloc` that the filter takes, also those that were cut.
     pub totals: Totals,
-    /// Sites in order, after the filter.
+    /// Mappings that can be leaks: sums over all such sites that the filter takes, also those that were cut.
+    pub mapped: Totals,
+    /// Sites in order, after the filter: blocks, and mappings that can be leaks.
     pub sites: Vec<Site>,
+    /// Sites summed as the filter says; empty where it does not.
+    pub groups: Vec<Group>,
+    /// Memory of allocators and runtimes, after the filter. It is no leak, and is in no other sum.
+    pub set_aside: Vec<SetAside>,
     /// Sentences for the user.
     pub hints: Vec<String>,
     /// The filter.
@@ -133,14 +107,26 @@ impl Profile {
     /// Folds a capture.
     pub fn new(capture: Capture, filter: Filter) -> Result<Self, ProfileError> {
         let elapsed_ns = capture.elapsed_ns();
-        let (sites, totals) = site::fold(&capture, &filter, elapsed_ns)?;
+        let selection = Selection::new(&filter, &capture)?;
+        let numbers = number::numbers(&capture, filter.min_age_ns, elapsed_ns)?;
+        let merges = filter.merges_processes && filter.by == By::Site;
+        let mut sites = merge::merge(&capture, &numbers, merges);
+        let completeness = completeness::fold(&capture, &sites);
+        sites.retain(|site| site.class.can_leak() && selection.takes_site(site));
+        site::order(&mut sites, &capture.series, &filter);
+        let total = |lens| totals::totals(&capture.series, sites.iter().filter(|site| site.lens == lens));
+        let (totals, mapped) = (total(Lens::Malloc), total(Lens::Mmap));
+        let set_aside =
+            numbers.iter().filter(|number| number.is_set_aside() && selection.takes_number(number));
+        let set_aside = aside::fold(&capture.series, set_aside);
+        let groups = group::fold(&capture, &sites, &filter);
+        sites.truncate(filter.top.unwrap_or(usize::MAX));
         let seconds = elapsed_ns as f64 / 1e9;
         let cost = capture.overhead.filter(|_| elapsed_ns > 0).map(|overhead| Cost {
             probe_hits_per_s: overhead.probe_hits as f64 / seconds,
             probe_cpu_percent: overhead.probe_cpu_ns.map(|cpu_ns| cpu_ns as f64 / elapsed_ns as f64 * 100.0),
         });
-        let completeness = completeness::fold(&capture, &sites);
-        let mut profile = Self {
+        Ok(Self {
             window: Window {
                 elapsed_ns,
                 end: capture.finish.map(|finish| finish.reason),
@@ -149,17 +135,20 @@ impl Profile {
             },
             completeness,
             cost,
-            rss: fold_rss(&capture),
+            rss: who::target_rss(&capture),
+            processes: who::processes(&capture, &numbers),
+            allocators: who::allocators(&capture, &numbers),
             totals,
+            mapped,
             sites,
+            groups,
+            set_aside,
             hints: capture.hints,
             filter,
             header: capture.header,
             frames: capture.frames,
             objects: capture.objects,
-        };
-        profile.sites.truncate(filter.top.unwrap_or(usize::MAX));
-        Ok(profile)
+        })
     }
 
     /// Frames of a site, innermost first; a frame with inlined functions gives one item for each.
@@ -167,22 +156,30 @@ impl Profile {
         frame::expand(&site.frames, &self.frames, &self.objects)
     }
 
+    /// A process.
+    pub fn process(&self, id: ProcessId) -> Option<&ProcessSummary> {
+        let index = self.processes.binary_search_by_key(&id, |summary| summary.process.id).ok()?;
+        self.processes.get(index)
+    }
+
+    /// An allocator.
+    pub fn allocator(&self, id: AllocatorId) -> Option<&AllocatorSummary> {
+        let index = self.allocators.binary_search_by_key(&id, |summary| summary.allocator.id).ok()?;
+        self.allocators.get(index)
+    }
+
+    /// Blocks, and mappings that can be leaks, together: bytes.
+    pub fn outstanding_bytes(&self) -> u64 {
+        self.totals.outstanding_bytes.saturating_add(self.mapped.outstanding_bytes)
+    }
+
+    /// Sites of both kinds with something outstanding, also those that were cut.
+    pub fn sites_outstanding(&self) -> usize {
+        self.totals.sites_outstanding + self.mapped.sites_outstanding
+    }
+
     /// Whether the exit status must say that data is incomplete.
     pub fn is_complete(&self) -> bool {
         self.completeness.is_complete
     }
-}
-
-fn fold_rss(capture: &Capture) -> Option<Rss> {
-    let (first, last) = (capture.rss.first()?, capture.rss.last()?);
-    let points: Vec<_> = thinned(capture.rss.len())
-        .into_iter()
-        .filter_map(|index| capture.rss.get(index))
-        .map(|sample| (sample.elapsed_ns as f64 / 1e9, sample.rss_bytes as f64))
-        .collect();
-    Some(Rss {
-        start_bytes: first.rss_bytes,
-        end_bytes: last.rss_bytes,
-        growth_bytes_per_s: theil_sen(&points),
-    })
 }

@@ -118,7 +118,7 @@ fn a_minimum_age_without_ages_is_an_error() {
     let mut recording = leaky();
     recording.live_ages.clear();
     let filter = Filter { min_age_ns: Some(1), ..Filter::default() };
-    assert_eq!(Profile::new(recording.capture(), filter).err(), Some(ProfileError::NoAges));
+    assert_eq!(Profile::new(recording.capture(), filter.clone()).err(), Some(ProfileError::NoAges));
     assert!(Profile::new(clean().capture(), filter).is_ok(), "nothing is outstanding, so nothing has an age");
 }
 

@@ -67,7 +67,8 @@ fn golden_tables() {
     assert_golden("report/golden/clean.txt", &table(&profile(&clean()), &PLAIN));
     assert_golden("report/golden/crowded.txt", &table(&profile(&crowded()), &PLAIN));
     let narrow = TableOptions { width: 60, color: true, file: Some("it's here.offheap") };
-    let filter = Filter { min_age_ns: Some(5_000_000_000), sort: Sort::Count, top: Some(2) };
+    let filter =
+        Filter { min_age_ns: Some(5_000_000_000), sort: Sort::Count, top: Some(2), ..Filter::default() };
     let mut recording = leaky();
     recording.finish = None;
     let aged = Profile::new(recording.capture(), filter).unwrap();
@@ -181,7 +182,8 @@ fn check(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
 fn digest(path: &Path) -> bool {
     let Ok(capture) = Capture::open(path) else { return false };
     for (min_age_ns, sort) in [(None, Sort::Growth), (Some(1_000_000_000), Sort::Count)] {
-        let Ok(profile) = Profile::new(capture.clone(), Filter { min_age_ns, sort, top: None }) else {
+        let Ok(profile) = Profile::new(capture.clone(), Filter { min_age_ns, sort, ..Filter::default() })
+        else {
             continue;
         };
         let text = table(&profile, &TableOptions { width: 80, color: false, file: None });
