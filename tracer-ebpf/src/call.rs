@@ -152,7 +152,7 @@ pub fn leave(ctx: &RetProbeContext) {
         ctx,
         pid_tgid,
         regs.start(),
-        Origin { lens: LENS_MALLOC, origin: cookie.allocator() },
+        Origin { lens: LENS_MALLOC, origin: cookie.allocator(), call_sp: 0 },
         size_bytes,
     );
     trace!(ctx, "block {:x} of {} bytes at site {}", address, size_bytes, site);

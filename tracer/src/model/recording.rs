@@ -8,16 +8,19 @@ pub use tracer_common::abi::StackEnd;
 pub enum Lens {
     /// Allocator calls.
     Malloc,
+    /// System calls that map memory.
+    Mmap,
 }
 
 impl Lens {
     /// Every lens.
-    pub const ALL: [Self; 1] = [Self::Malloc];
+    pub const ALL: [Self; 2] = [Self::Malloc, Self::Mmap];
 
     /// The name used in reports and captures.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Malloc => "malloc",
+            Self::Mmap => "mmap",
         }
     }
 

@@ -1,7 +1,8 @@
 //! Decodes the records of the event ring. Copies from length-checked slices; unknown kinds are counted.
 
 use tracer_common::abi::{
-    EVENT_EXEC, EVENT_REFRESH, EVENT_STACK, EventHeader, MAX_FRAMES, StackEnd, StackEvent, read,
+    EVENT_EXEC, EVENT_MAPPING, EVENT_REFRESH, EVENT_STACK, EventHeader, MAX_FRAMES, MappingEvent, StackEnd,
+    StackEvent, read,
 };
 
 /// A decoded record.
@@ -24,6 +25,8 @@ pub enum Event {
         /// Innermost first.
         frames: Vec<u64>,
     },
+    /// The process has mapped or unmapped something.
+    Mapping(MappingEvent),
     /// The process has executed a new program.
     Exec {
         /// Process.
@@ -43,6 +46,7 @@ pub fn decode(bytes: &[u8]) -> Option<Event> {
     let header: EventHeader = read(bytes)?;
     match header.kind {
         EVENT_EXEC => Some(Event::Exec { tgid: header.tgid, time_ns: header.value }),
+        EVENT_MAPPING => read(bytes).map(Event::Mapping),
         EVENT_REFRESH => Some(Event::Refresh { tgid: header.tgid }),
         EVENT_STACK => {
             let word = |offset: usize| bytes.get(offset..).and_then(read::<u32>);

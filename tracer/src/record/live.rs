@@ -56,10 +56,10 @@ impl Ages {
 ///
 /// # Errors
 /// [`RecordError::MapCall`].
-pub fn read_ages(live: BorrowedFd<'_>, start_ns: u64) -> Result<Vec<LiveAge>, RecordError> {
+pub fn read_ages(live: BorrowedFd<'_>, start_ns: u64) -> Result<Ages, RecordError> {
     let mut ages = Ages::new(start_ns);
     kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |_, block| ages.add(block))?;
-    Ok(ages.into_rows())
+    Ok(ages)
 }
 
 /// Removes the blocks of a process that were born before it executed a new program, and says what they

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{io::unix::AsyncFd, time::MissedTickBehavior};
-use tracer_common::abi::{Loss, SiteCounters, Tally};
+use tracer_common::abi::{LENS_MMAP, Loss, SiteCounters, Tally};
 
 use super::{
     RecordError,
@@ -19,6 +19,7 @@ use super::{
     link::{Links, Probe, Role},
     live::{self, Amount},
     load::{Limits, LoadOptions, Programs, Purpose},
+    mapping::{MappingBook, MappingError, MappingHooks, read_break},
     mmap_watch::{Changes, MmapWatch},
     naming::name_frames,
     rss,
@@ -29,6 +30,7 @@ use crate::{
     attach::{
         AttachError,
         discover::{Allocator, Discoverer},
+        maps,
         target::TargetProcess,
     },
     capture::{CaptureWriter, Header, Owner},
@@ -108,6 +110,9 @@ pub struct Session {
     programs: Programs,
     code: CodeTables,
     links: Links,
+    hooks: Option<MappingHooks>,
+    mappings: MappingBook,
+    mappings_off: Option<MappingError>,
     watches: Vec<MmapWatch>,
     book: StackBook,
     writer: CaptureWriter,
@@ -165,6 +170,9 @@ impl Session {
             programs,
             code,
             links: Links::default(),
+            hooks: None,
+            mappings: MappingBook::default(),
+            mappings_off: None,
             watches,
             book: StackBook::default(),
             writer,
@@ -205,7 +213,28 @@ impl Session {
         }
         let allocators = self.discoverer.discover(self.tgid.get())?;
         let probes: Vec<Probe<'_>> = allocators.iter().flat_map(|allocator| probes_of(allocator)).collect();
-        self.links.place(&mut self.programs, Purpose::Trace, self.tgid, &probes)
+        let count = self.links.place(&mut self.programs, Purpose::Trace, self.tgid, &probes)?;
+        // After the probes: what maps inside an allocator call is to be known as such.
+        if self.hooks.is_none() && self.mappings_off.is_none() {
+            match MappingHooks::attach(&mut self.programs.bpf) {
+                Ok(hooks) => self.hooks = Some(hooks),
+                Err(error) => {
+                    self.hints.push(format!("mappings are not followed: {error}"));
+                    self.mappings_off = Some(error);
+                }
+            }
+        }
+        if !self.mappings.knows_break()
+            && let Some(address) = read_break(self.tgid.get())
+        {
+            self.mappings.set_break(address);
+        }
+        Ok(count)
+    }
+
+    /// Why mappings are not followed; `None` if they are.
+    pub fn mappings_off(&self) -> Option<&MappingError> {
+        self.mappings_off.as_ref()
     }
 
     /// Refuses to go on without an allocator.
@@ -277,6 +306,9 @@ impl Session {
                 guard = events.readable() => {
                     clear(guard);
                     self.drain_events()?;
+                    if self.mappings.wants_look_now() {
+                        self.look_at_mappings()?;
+                    }
                 }
                 () = any_readable(&watches) => self.drain_watches(),
                 () = tokio::time::sleep(pause), if self.dirty => self.refresh()?,
@@ -326,13 +358,15 @@ impl Session {
         }
         for event in events {
             match event {
-                Event::Stack { tgid, site, epoch, end, frames, .. } => {
+                Event::Stack { tgid, site, epoch, end, frames, lens, .. } => {
                     let added = self.book.add(self.code.space(), (tgid, epoch), site, &frames, end);
                     for frame in &added.frames {
                         self.writer.add_frame(frame)?;
                     }
-                    self.writer.add_stack(Lens::Malloc, &added.stack)?;
+                    let lens = if lens == LENS_MMAP { Lens::Mmap } else { Lens::Malloc };
+                    self.writer.add_stack(lens, &added.stack)?;
                 }
+                Event::Mapping(event) => self.mappings.apply(&event),
                 Event::Refresh { tgid } => self.dirty |= tgid == self.tgid.get(),
                 Event::Exec { tgid, time_ns } => self.end_program(tgid, time_ns)?,
             }
@@ -347,15 +381,31 @@ impl Session {
             sum.bytes = sum.bytes.saturating_add(amount.bytes);
             sum.count += amount.count;
         }
+        self.mappings.end_program();
         self.execs += 1;
         self.code.next_program();
         self.dirty = true;
         Ok(())
     }
 
+    /// Compares the book of mappings with what the kernel says. The ring is emptied before and behind.
+    fn look_at_mappings(&mut self) -> Result<(), RecordError> {
+        self.drain_events()?;
+        self.mappings.begin_look();
+        // A process that has just ended says nothing: what it had mapped stays in the book.
+        let entries = maps::read(self.tgid.get()).unwrap_or_default();
+        self.drain_events()?;
+        self.mappings.reconcile(&entries);
+        Ok(())
+    }
+
     /// One line of every series.
     fn sample(&mut self, elapsed: Duration) -> Result<(), RecordError> {
         self.drain_events()?;
+        let is_following = self.hooks.as_ref().is_some_and(MappingHooks::is_attached);
+        if is_following && self.mappings.wants_look() {
+            self.look_at_mappings()?;
+        }
         let elapsed_ns = nanoseconds(elapsed);
         self.progress = Progress { elapsed, ..Progress::default() };
         let site_count = self.programs.site_count.get(&0, 0).map_err(|source| RecordError::Map {
@@ -373,6 +423,7 @@ impl Session {
             }
             self.progress.outstanding_bytes += now.allocated_bytes.saturating_sub(now.freed_bytes);
             self.progress.outstanding_count += now.allocated_count.saturating_sub(now.freed_count);
+            add(&mut now, self.mappings.counters(site));
             let last = &mut self.last[site as usize];
             if *last != now {
                 *last = now;
@@ -406,8 +457,45 @@ impl Session {
             bytes: tally.bytes,
             ..own(loss.name(), tally.count, loss.is_incomplete(), loss.meaning())
         });
+        let book = self.mappings.tallies();
+        let from_book = |reason, tally: Tally, is_incomplete, meaning| LossTally {
+            bytes: tally.bytes,
+            ..own(reason, tally.count, is_incomplete, meaning)
+        };
+        let skipped = self.hooks.as_ref().map(|hooks| hooks.skipped_runs(&self.programs.bpf)).transpose()?;
         Ok(kernel
             .chain([
+                own(
+                    "mapping-program-skipped",
+                    skipped.unwrap_or(0),
+                    true,
+                    "System calls that map or unmap at which the kernel did not run the program, because another one was \
+                     running on that CPU.",
+                ),
+                from_book(
+                    "mapping-book-full",
+                    book.full,
+                    true,
+                    "Mappings that were not booked because the process has too many.",
+                ),
+                from_book(
+                    "segment-unseen",
+                    book.unseen_segment,
+                    false,
+                    "Shared memory segments that were detached before their length was read.",
+                ),
+                from_book(
+                    "unknown-unmap",
+                    book.unknown_unmap,
+                    false,
+                    "Unmapped ranges that were mapped before the attach.",
+                ),
+                from_book(
+                    "mapping-healed",
+                    book.healed,
+                    false,
+                    "Ranges that were gone at a look at /proc though their unmapping was not seen; counted as freed.",
+                ),
                 own(
                     "program-skipped",
                     self.programs.skipped_runs(Purpose::Trace)?,
@@ -427,7 +515,12 @@ impl Session {
 
     /// Probe hits: two per booked allocation, one per release, and those that booked nothing.
     fn probe_hits(&self, tallies: &[(Loss, Tally)]) -> u64 {
-        let booked: u64 = self.last.iter().map(|site| 2 * site.allocated_count + site.freed_count).sum();
+        let calls = self.last.iter().zip(0..).map(|(site, number)| {
+            let mapped = self.mappings.counters(number);
+            2 * site.allocated_count.saturating_sub(mapped.allocated_count)
+                + site.freed_count.saturating_sub(mapped.freed_count)
+        });
+        let booked: u64 = calls.sum();
         let beside: u64 = tallies
             .iter()
             .map(|(loss, tally)| match loss {
@@ -445,13 +538,20 @@ impl Session {
     fn finish(mut self, reason: EndReason) -> Result<Outcome, RecordError> {
         // Taken before the probes go, which takes a while: what is read afterwards is the state of now.
         let elapsed = self.started.elapsed();
+        if self.hooks.is_some() {
+            self.look_at_mappings()?;
+        }
+        if let Some(hooks) = &mut self.hooks {
+            hooks.detach();
+        }
         self.links.detach();
         if self.dirty && reason != EndReason::TargetExited {
             self.refresh()?;
         }
         self.sample(elapsed)?;
-        let ages = live::read_ages(self.programs.live.fd().as_fd(), self.start_ns)?;
-        self.writer.add_live_ages(&ages)?;
+        let mut ages = live::read_ages(self.programs.live.fd().as_fd(), self.start_ns)?;
+        self.mappings.add_ages(&mut ages);
+        self.writer.add_live_ages(&ages.into_rows())?;
         for object in self.code.take_new_objects() {
             self.writer.add_object(&object)?;
         }
@@ -501,6 +601,13 @@ impl Session {
             )
         })
     }
+}
+
+fn add(sum: &mut SiteCounters, part: SiteCounters) {
+    sum.allocated_bytes = sum.allocated_bytes.saturating_add(part.allocated_bytes);
+    sum.allocated_count = sum.allocated_count.saturating_add(part.allocated_count);
+    sum.freed_bytes = sum.freed_bytes.saturating_add(part.freed_bytes);
+    sum.freed_count = sum.freed_count.saturating_add(part.freed_count);
 }
 
 fn header(target: &Target, options: &RecordOptions) -> Header {
