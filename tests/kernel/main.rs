@@ -7,6 +7,7 @@
 mod errors;
 mod lifecycle;
 mod losses;
+mod mappings;
 mod native;
 mod old_kernel;
 mod output;

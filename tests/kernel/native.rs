@@ -63,7 +63,7 @@ fn stripped_server() -> Result {
     finished.expect_status(tracer_tests::tracer::COMPLETE)?;
     let report = finished.report()?;
     ensure!(report.outstanding() == (160_000, 1000), "{:?} outstanding", report.outstanding());
-    let first = report.sites.first().context("no sites")?;
+    let first = report.seen_by("malloc").next().context("no sites")?;
     ensure!((first.outstanding_bytes, first.outstanding_count) == (160_000, 1000), "{first:?}");
     let objects: Vec<&str> = first.stack.iter().filter_map(|frame| frame.object.as_deref()).collect();
     ensure!(objects.iter().any(|object| object.ends_with("server_stripped")), "{objects:?}");

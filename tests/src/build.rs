@@ -31,6 +31,7 @@ enum Recipe {
 const TARGETS: &[(&str, Recipe, &str)] = &[
     ("rules", Recipe::C, "rules"),
     ("interposed", Recipe::C, "interposed"),
+    ("mappings", Recipe::C, "mappings"),
     ("noleak", Recipe::C, "noleak"),
     ("startup", Recipe::C, "startup"),
     ("puppet", Recipe::C, "puppet"),

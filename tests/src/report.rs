@@ -54,6 +54,8 @@ pub struct Stacks {
 pub struct Site {
     /// From 1.
     pub rank: u64,
+    /// `malloc` or `mmap`.
+    pub lens: String,
     /// Bytes not released.
     pub outstanding_bytes: u64,
     /// Blocks not released.
@@ -103,10 +105,15 @@ impl Report {
         seen.map(|loss| (loss.reason.as_str(), loss.count)).collect()
     }
 
-    /// Outstanding bytes and blocks of all sites.
+    /// Sites of one lens.
+    pub fn seen_by<'a>(&'a self, lens: &'a str) -> impl Iterator<Item = &'a Site> {
+        self.sites.iter().filter(move |site| site.lens == lens)
+    }
+
+    /// Outstanding bytes and blocks of all sites of allocator calls.
     pub fn outstanding(&self) -> (u64, u64) {
-        let bytes = self.sites.iter().map(|site| site.outstanding_bytes).sum();
-        let count = self.sites.iter().map(|site| site.outstanding_count).sum();
+        let bytes = self.seen_by("malloc").map(|site| site.outstanding_bytes).sum();
+        let count = self.seen_by("malloc").map(|site| site.outstanding_count).sum();
         (bytes, count)
     }
 

@@ -49,11 +49,16 @@ impl Truth {
         serde_json::from_str(text).with_context(|| format!("not a truth: {text}"))
     }
 
-    /// Fails unless the report says exactly this: equality, no tolerance.
+    /// Fails unless the report says exactly this of allocator calls: equality, no tolerance.
     pub fn compare(&self, report: &Report) -> Result {
+        self.compare_lens(report, "malloc")
+    }
+
+    /// Fails unless the report says exactly this of the sites of one lens.
+    pub fn compare_lens(&self, report: &Report, lens: &str) -> Result {
         let mut found: BTreeMap<&str, Sum> = BTreeMap::new();
         let mut mistakes = String::new();
-        for site in &report.sites {
+        for site in report.seen_by(lens) {
             ensure!(
                 site.allocated_bytes.checked_sub(site.freed_bytes) == Some(site.outstanding_bytes)
                     && site.allocated_count.checked_sub(site.freed_count) == Some(site.outstanding_count),
@@ -139,7 +144,7 @@ mod tests {
     fn report(outstanding_count: u64, freed_count: u64) -> Report {
         let text = format!(
             r#"{{"schema":"offheap.report/1","completeness":{{"complete":true,"losses":[],"stacks":{{"total":1,"whole":1}}}},
-            "sites":[{{"rank":1,"outstanding_bytes":10,"outstanding_count":{outstanding_count},"allocated_bytes":30,
+            "sites":[{{"rank":1,"lens":"malloc","outstanding_bytes":10,"outstanding_count":{outstanding_count},"allocated_bytes":30,
             "allocated_count":3,"freed_bytes":20,"freed_count":{freed_count},"stack_end":"thread-start",
             "stack":[{{"function":"operator new(unsigned long)"}},{{"function":"site_a"}},{{"function":"main"}}]}}]}}"#
         );

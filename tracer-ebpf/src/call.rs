@@ -10,9 +10,7 @@ use aya_log_ebpf::{debug, trace};
 use core::ffi::c_void;
 use tracer_common::{
     abi::{CallInFlight, LENS_MALLOC, LiveBlock, LiveKey, Loss},
-    cookie::{
-        Cookie, SHAPE_ALIGNED_OUT, SHAPE_ALLOCATE_ARRAY, SHAPE_RESIZE_ARRAY, SHAPE_RESIZE_IN_PLACE,
-    },
+    cookie::{Cookie, SHAPE_ALIGNED_OUT, SHAPE_ALLOCATE_ARRAY, SHAPE_RESIZE_ARRAY, SHAPE_RESIZE_IN_PLACE},
     outcome,
 };
 
@@ -220,7 +218,7 @@ fn finish<C: EbpfContext>(ctx: &C, call: &mut CallInFlight, pid_tgid: u64, retur
     if size_bytes < settings.min_size_bytes || size_bytes > settings.max_size_bytes {
         return book::tally(Loss::FilteredSize, size_bytes);
     }
-    let origin = Origin { lens: LENS_MALLOC, origin: cookie.allocator() };
+    let origin = Origin { lens: LENS_MALLOC, origin: cookie.allocator(), call_sp: 0 };
     let site = intern::site_of_stack(ctx, (pid_tgid, tgid), start, origin, size_bytes);
     trace!(ctx, "block {:x} of {} bytes at site {}", address, size_bytes, site);
     book::allocation(

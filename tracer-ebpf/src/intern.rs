@@ -1,6 +1,10 @@
 //! Stack to site: each distinct stack is sent to user space once, and has a number from then on.
 
-use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::generated::bpf_ringbuf_output};
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP},
+    helpers::generated::bpf_ringbuf_output,
+};
 use aya_log_ebpf::debug;
 use tracer_common::abi::{
     EVENT_REFRESH, EVENT_STACK, EventHeader, Loss, MAX_FRAMES, SITE_LOST, SiteKey, StackEnd, StackEvent,
@@ -10,6 +14,7 @@ use crate::{
     atomic, book,
     map::{EVENTS, PROCESSES, SETTINGS, SITE_COUNT, SITE_KEYS},
     scratch::{self, Slot},
+    syscall,
     walk::{self, Start},
 };
 
@@ -20,6 +25,8 @@ pub struct Origin {
     pub lens: u32,
     /// Depends on the lens, see [`StackEvent::origin`].
     pub origin: u32,
+    /// Stack pointer at the entry of the allocator call that the thread is inside of; 0 if it is in none.
+    pub call_sp: u64,
 }
 
 /// Walks the current stack of the memory of process `tgid` and gives its site, [`SITE_LOST`] with a counted reason where it has none.
@@ -36,6 +43,12 @@ pub fn site_of_stack<C: EbpfContext>(
     walk::walk(slot, index, tgid, start);
     // SAFETY: a map value that this program has claimed.
     let state = unsafe { &mut *slot };
+    // The last return address stood where that of the call was: it is our own trampoline, and no frame. (By the
+    // place and not by the mapping: the kernel maps the trampoline at the first hit, unseen by anybody.)
+    if origin.call_sp != 0 && state.sp == origin.call_sp.wrapping_add(8) {
+        state.event.end = StackEnd::AllocatorCall as u32;
+        state.event.frame_count = state.event.frame_count.saturating_sub(1);
+    }
     if state.event.end == StackEnd::NoMapping as u32 {
         ask_for_refresh(ctx, tgid, state.pc);
     }
@@ -76,7 +89,12 @@ fn intern(state: &mut Slot, tgid: u32, size_bytes: u64) -> u32 {
     // Sent before the key is published: whoever finds the key can rely on the stack being on its way.
     // SAFETY: the source is a map value of at least that size.
     if unsafe {
-        bpf_ringbuf_output((&raw const EVENTS).cast_mut().cast(), (&raw mut state.event).cast(), bytes, 0)
+        bpf_ringbuf_output(
+            (&raw const EVENTS).cast_mut().cast(),
+            (&raw mut state.event).cast(),
+            bytes,
+            syscall::wakeup(0),
+        )
     } != 0
     {
         return book::lost(Loss::StackRingFull, size_bytes);
@@ -103,7 +121,13 @@ fn ask_for_refresh<C: EbpfContext>(ctx: &C, tgid: u32, pc: u64) {
         return;
     }
     debug!(ctx, "unknown pc {:x} in process {}", pc, tgid);
-    if EVENTS.output::<EventHeader>(EventHeader { kind: EVENT_REFRESH, tgid, value: pc }, 0).is_err() {
+    if EVENTS
+        .output::<EventHeader>(
+            EventHeader { kind: EVENT_REFRESH, tgid, value: pc },
+            u64::from(BPF_RB_FORCE_WAKEUP),
+        )
+        .is_err()
+    {
         book::tally(Loss::EventRingFull, 0);
     }
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP},
     helpers::generated::bpf_probe_read_kernel,
     programs::{RawTracePointContext, TracePointContext},
 };
@@ -12,7 +12,7 @@ use tracer_common::abi::{EVENT_EXEC, EVENT_FORK, EventHeader, Loss, Process};
 use crate::{
     atomic, book,
     map::{CALLS, EVENTS, EXECS, OWNERS, PROCESSES, SETTINGS, SHARER_COUNT},
-    task,
+    syscall, task,
 };
 
 /// The kernel's CLONE_VM and CLONE_THREAD, include/uapi/linux/sched.h.
@@ -61,11 +61,12 @@ pub fn new_task(ctx: &TracePointContext) {
     announce(child, parent, process.epoch);
 }
 
-/// Forgets the call that the thread was in, and whose memory its process has shared.
+/// Forgets the call that the thread was in and whose memory its process has shared, and tells which stack it leaves.
 #[inline(always)]
 pub fn thread_exit() {
     let pid_tgid = task::pid_tgid();
     let _ = CALLS.remove(pid_tgid);
+    syscall::thread_exit();
     let tgid = task::tgid_of(pid_tgid);
     if pid_tgid as u32 == tgid {
         forget_owner(tgid);
@@ -101,7 +102,13 @@ pub fn process_exec(ctx: &RawTracePointContext) {
         (*process).epoch += 1;
     }
     info!(ctx, "process {} executes a new program", tgid);
-    if EVENTS.output::<EventHeader>(EventHeader { kind: EVENT_EXEC, tgid, value: now_ns }, 0).is_err() {
+    if EVENTS
+        .output::<EventHeader>(
+            EventHeader { kind: EVENT_EXEC, tgid, value: now_ns },
+            u64::from(BPF_RB_FORCE_WAKEUP),
+        )
+        .is_err()
+    {
         book::tally(Loss::EventRingFull, 0);
     }
 }
@@ -110,7 +117,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
 fn announce(child: u32, parent: u32, epoch: u32) {
     let value = u64::from(epoch) << 32 | u64::from(parent);
     let event = EventHeader { kind: EVENT_FORK, tgid: child, value };
-    if EVENTS.output::<EventHeader>(event, 0).is_err() {
+    if EVENTS.output::<EventHeader>(event, u64::from(BPF_RB_FORCE_WAKEUP)).is_err() {
         book::tally(Loss::EventRingFull, 0);
     }
 }

@@ -15,13 +15,16 @@ mod lifecycle;
 mod map;
 mod release;
 mod scratch;
+mod syscall;
 mod task;
 mod validate;
 mod walk;
 
 use aya_ebpf::{
-    macros::{raw_tracepoint, tracepoint, uprobe, uretprobe},
-    programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
+    macros::{btf_tracepoint, raw_tracepoint, tracepoint, uprobe, uretprobe},
+    programs::{
+        BtfTracePointContext, ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext,
+    },
 };
 
 /// An allocating function is entered.
@@ -68,7 +71,7 @@ pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
 #[tracepoint]
 pub fn new_task(ctx: TracePointContext) -> u32 {
     lifecycle::new_task(&ctx);
-    0
+    1
 }
 
 /// A process executes a new program: its blocks and mappings are gone.
@@ -76,6 +79,45 @@ pub fn new_task(ctx: TracePointContext) -> u32 {
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     lifecycle::process_exec(&ctx);
     0
+}
+
+/// A thread is made.
+#[btf_tracepoint(function = "task_newtask")]
+pub fn thread_start(ctx: BtfTracePointContext) -> i32 {
+    syscall::thread_start(&ctx);
+    0
+}
+
+/// Programs on system calls, by the name of the tracepoint. They give 1: with 0 the kernel would keep the hit from
+/// everybody else's perf events (`perf_syscall_enter` in kernel/trace/trace_syscalls.c).
+macro_rules! system_calls {
+    ($($(#[$doc:meta])* $name:ident = $work:expr;)+) => {
+        $($(#[$doc])*
+        #[tracepoint]
+        pub fn $name(ctx: TracePointContext) -> u32 {
+            $work(&ctx);
+            1
+        })+
+    };
+}
+
+system_calls! {
+    /// A mapping was made.
+    sys_exit_mmap = syscall::mmap_exit;
+    /// A range is about to go.
+    sys_enter_munmap = syscall::munmap_enter;
+    /// It is still there if that failed.
+    sys_exit_munmap = syscall::munmap_exit;
+    /// A range is about to move.
+    sys_enter_mremap = syscall::mremap_enter;
+    /// It has moved, or not.
+    sys_exit_mremap = syscall::mremap_exit;
+    /// The break has moved.
+    sys_exit_brk = syscall::brk_exit;
+    /// A segment was attached.
+    sys_exit_shmat = syscall::shmat_exit;
+    /// A segment is about to go.
+    sys_enter_shmdt = syscall::shmdt_enter;
 }
 
 /// Does nothing, at the same places: the floor that the benchmark compares with.

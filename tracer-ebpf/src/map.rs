@@ -100,6 +100,10 @@ static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// keys of map lookups were overwritten in the middle of a lookup, one call in three hundred. A program with
 /// a tail call anywhere gets no private stack (`check_max_stack_depth` in kernel/bpf/verifier.c); this one is
 /// dead code to the verifier, since `reserved` is a constant 0, and is removed.
+///
+/// Programs on tracepoints need it not: the kernel does not run them while one is preempted on that CPU (`trace_call_bpf`,
+/// `__bpf_trace_run` in kernel/trace/bpf_trace.c), and counts that. Nor could they use the same map, which takes
+/// programs of one type only.
 #[inline(always)]
 pub fn forbid_private_stack<C: EbpfContext>(ctx: &C) {
     if SETTINGS.load().reserved != 0 {

@@ -103,6 +103,20 @@ impl Registers {
         }
     }
 
+    /// The first four arguments of a system call. They are still there when it returns.
+    #[inline(always)]
+    pub fn system_call_arguments(self) -> [u64; 4] {
+        // SAFETY: as above; volatile, so that each is a load of its own from the pointer that the verifier knows.
+        unsafe {
+            [
+                ptr::read_volatile(&raw const (*self.0).rdi) as u64,
+                ptr::read_volatile(&raw const (*self.0).rsi) as u64,
+                ptr::read_volatile(&raw const (*self.0).rdx) as u64,
+                ptr::read_volatile(&raw const (*self.0).r10) as u64,
+            ]
+        }
+    }
+
     /// All registers in DWARF order (rax rdx rcx rbx rsi rdi rbp rsp r8-r15 ra).
     #[inline(always)]
     pub fn dwarf(self) -> [u64; 17] {

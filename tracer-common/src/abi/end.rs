@@ -1,6 +1,6 @@
 //! Why a stack ends where it ends.
 
-/// Why the unwinder stopped. Only [`StackEnd::ThreadStart`] is a *whole* stack.
+/// Why the unwinder stopped. [`StackEnd::is_whole`] says which ends are good.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum StackEnd {
@@ -30,11 +30,14 @@ pub enum StackEnd {
     NoScratchSlot = 12,
     /// The stack was walked but could not be kept (ring or site map full).
     NotKept = 13,
+    /// A mapping made inside an allocator call: the stack is known down to the allocator function, whose return
+    /// address is our own return probe.
+    AllocatorCall = 14,
 }
 
 impl StackEnd {
     /// Every reason, in order of its code.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::ThreadStart,
         Self::FramePointerZero,
         Self::Truncated,
@@ -48,6 +51,7 @@ impl StackEnd {
         Self::NoProcess,
         Self::NoScratchSlot,
         Self::NotKept,
+        Self::AllocatorCall,
     ];
 
     /// The reason with this code, if there is one.
@@ -71,6 +75,7 @@ impl StackEnd {
             Self::NoProcess => "no-process-table",
             Self::NoScratchSlot => "no-scratch-slot",
             Self::NotKept => "not-kept",
+            Self::AllocatorCall => "allocator-call",
         }
     }
 
@@ -79,8 +84,8 @@ impl StackEnd {
         Self::ALL.iter().copied().find(|end| end.name() == name)
     }
 
-    /// Whether the stack reaches the root of its thread.
+    /// Whether the stack reaches the root of its thread, or the allocator function that a mapping belongs to.
     pub const fn is_whole(self) -> bool {
-        matches!(self, Self::ThreadStart)
+        matches!(self, Self::ThreadStart | Self::AllocatorCall)
     }
 }

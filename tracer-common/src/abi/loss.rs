@@ -61,4 +61,5 @@ losses! {
     FilteredSize = 15, "filtered-size", false, "Allocations outside of the chosen size range.";
     InterningRace = 16, "interning-race", false, "Stacks that two CPUs interned at the same time; one site stays unused.";
     NestedCall = 17, "nested-call", false, "Allocator calls made inside another allocator call; only the outermost is booked.";
+    MappingRingFull = 18, "mapping-ring-full", true, "System calls that map or unmap whose record did not fit into the event ring; their bytes are not counted, and the mappings were compared with /proc.";
 }

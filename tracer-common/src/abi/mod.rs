@@ -8,6 +8,7 @@ mod end;
 mod event;
 mod loss;
 mod mapping;
+mod mapping_event;
 mod setting;
 mod site;
 
@@ -24,6 +25,11 @@ pub use mapping::{
     MAPPING_NO_TABLE, MAPPING_RETURN_PROBE, MAPPING_TRAMPOLINE, Mapping, MappingChunk, PAGE_BYTES,
     PAGE_SHIFT, PAGES_PER_CHUNK, PROCESS_CHUNKS, PageChunk, Process, ROWS_PER_CHUNK, RULE_CACHE_ENTRIES,
     RowChunk, RuleCacheEntry,
+};
+pub use mapping_event::{
+    EVENT_MAPPING, MappingEvent, MappingKind, MappingOrigin, OPERATION_BREAK, OPERATION_MAP, OPERATION_REMAP,
+    OPERATION_REMAP_ENTER, OPERATION_REMAP_FAILED, OPERATION_SHM_ATTACH, OPERATION_SHM_DETACH,
+    OPERATION_THREAD_EXIT, OPERATION_THREAD_START, OPERATION_UNMAP, OPERATION_UNMAP_FAILED,
 };
 pub use setting::Settings;
 pub use site::{SITE_LOST, SiteCounters, SiteKey};

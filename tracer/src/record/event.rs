@@ -1,8 +1,8 @@
 //! Decodes the records of the event ring. Copies from length-checked slices; unknown kinds are counted.
 
 use tracer_common::abi::{
-    EVENT_EXEC, EVENT_FORK, EVENT_REFRESH, EVENT_STACK, EventHeader, LENS_MMAP, MAX_FRAMES, StackEnd,
-    StackEvent, read,
+    EVENT_EXEC, EVENT_FORK, EVENT_MAPPING, EVENT_REFRESH, EVENT_STACK, EventHeader, LENS_MMAP, MAX_FRAMES,
+    MappingEvent, StackEnd, StackEvent, read,
 };
 
 use crate::model::{AllocatorId, Lens};
@@ -36,6 +36,8 @@ pub enum Event {
         /// Address-space epoch in which the child begins.
         epoch: u32,
     },
+    /// The process has mapped or unmapped something.
+    Mapping(MappingEvent),
     /// The process has executed a new program.
     Exec {
         /// Process.
@@ -60,6 +62,7 @@ pub fn decode(bytes: &[u8]) -> Option<Event> {
             parent: header.value as u32,
             epoch: (header.value >> 32) as u32,
         }),
+        EVENT_MAPPING => read(bytes).map(Event::Mapping),
         EVENT_REFRESH => Some(Event::Refresh { tgid: header.tgid }),
         EVENT_STACK => {
             let word = |offset: usize| bytes.get(offset..).and_then(read::<u32>);

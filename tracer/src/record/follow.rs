@@ -7,6 +7,7 @@ use super::{
     clock::{monotonic_ns, nanoseconds},
     link::Links,
     load::Purpose,
+    mapping::{MappingBook, read_break},
     member::{Member, Program},
     probe::probes_of,
     process_code::ProcessCode,
@@ -45,6 +46,7 @@ fn member(
         is_root: false,
         programs: vec![program(process.target, process.uid, row, epoch, hints)],
         code: ProcessCode::new(tgid, epoch),
+        mappings: MappingBook::default(),
         links: Links::default(),
         is_dirty: true,
         exit: Some(process.exit),
@@ -93,7 +95,12 @@ impl Session {
     /// Everything that can stand in the way; a process that has exited meanwhile is one of them.
     pub fn synchronize(&mut self) -> Result<usize, RecordError> {
         let all: Vec<NonZeroU32> = self.roster.alive().map(|member| member.tgid).collect();
-        all.into_iter().try_fold(0, |sum, tgid| Ok(sum + self.synchronize_one(tgid)?))
+        let added = all
+            .into_iter()
+            .try_fold(0, |sum, tgid| Ok::<_, RecordError>(sum + self.synchronize_one(tgid)?))?;
+        // After the probes: what maps inside an allocator call is to be known as such.
+        self.follow_mappings();
+        Ok(added)
     }
 
     /// The same for one process. Tables come before probes.
@@ -108,6 +115,11 @@ impl Session {
             self.writer.add_object(&object)?;
         }
         self.hints.extend(self.store.take_problems());
+        if !member.mappings.knows_break()
+            && let Some(address) = read_break(tgid.get())
+        {
+            member.mappings.set_break(address);
+        }
         let mut added = 0;
         if changed || member.links.is_empty() {
             let allocators = self.discoverer.discover(tgid.get())?;
@@ -209,6 +221,7 @@ impl Session {
         self.ends.executed(tgid, time_ns);
         let Some(member) = self.roster.get_mut(tgid) else { return Ok(()) };
         member.code.next_program();
+        member.mappings.end_program();
         member.is_dirty = true;
         let (old, epoch) = (member.program().id, member.code.space().epoch());
         // Gone or refused: what was recorded stays, the exit is seen by the loop.

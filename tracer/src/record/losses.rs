@@ -2,6 +2,7 @@
 
 use tracer_common::abi::{Loss, SiteCounters, Tally};
 
+use super::mapping::BookTallies;
 use crate::model::LossTally;
 
 /// What user space has lost, or seen beside the bookkeeping.
@@ -13,6 +14,12 @@ pub struct OwnLosses {
     pub unfollowed: u64,
     /// Children that had gone before they could be looked at.
     pub short_lived: u64,
+    /// Hits at which the kernel did not run a program on allocator functions.
+    pub skipped_runs: u64,
+    /// Hits at which the kernel did not run a program on system calls.
+    pub skipped_mapping_runs: u64,
+    /// What the books of mappings could not do.
+    pub mappings: BookTallies,
     /// Processes without a probe, because no allocator was found in them.
     pub without_allocator: u64,
 }
@@ -48,8 +55,26 @@ const NO_ALLOCATOR: Row = (
     "Processes in which no allocator function was found: their allocations are not in the result, only their mappings.",
 );
 
+const MAPPING_PROGRAM_SKIPPED: Row = (
+    "mapping-program-skipped",
+    true,
+    "System calls that map or unmap at which the kernel did not run the program, because another one was running on \
+     that CPU.",
+);
+const MAPPING_BOOK_FULL: Row =
+    ("mapping-book-full", true, "Mappings that were not booked because the process has too many.");
+const SEGMENT_UNSEEN: Row =
+    ("segment-unseen", false, "Shared memory segments that were detached before their length was read.");
+const UNKNOWN_UNMAP: Row =
+    ("unknown-unmap", false, "Unmapped ranges that were mapped before the attach, or before a fork.");
+const MAPPING_HEALED: Row = (
+    "mapping-healed",
+    false,
+    "Ranges that were gone at a look at /proc though their unmapping was not seen; counted as freed.",
+);
+
 /// Every line of the ledger, also those at zero.
-pub fn rows(tallies: &[(Loss, Tally)], skipped_runs: u64, own: &OwnLosses) -> Vec<LossTally> {
+pub fn rows(tallies: &[(Loss, Tally)], own: &OwnLosses) -> Vec<LossTally> {
     let row = |(reason, is_incomplete, meaning): Row, count| LossTally {
         reason: reason.to_owned(),
         count,
@@ -57,13 +82,19 @@ pub fn rows(tallies: &[(Loss, Tally)], skipped_runs: u64, own: &OwnLosses) -> Ve
         is_incomplete,
         meaning: meaning.to_owned(),
     };
+    let row_of = |kind, tally: Tally| LossTally { bytes: tally.bytes, ..row(kind, tally.count) };
     let kernel = tallies.iter().map(|(loss, tally)| LossTally {
         bytes: tally.bytes,
         ..row((loss.name(), loss.is_incomplete(), loss.meaning()), tally.count)
     });
     kernel
         .chain([
-            row(PROGRAM_SKIPPED, skipped_runs),
+            row(PROGRAM_SKIPPED, own.skipped_runs),
+            row(MAPPING_PROGRAM_SKIPPED, own.skipped_mapping_runs),
+            row_of(MAPPING_BOOK_FULL, own.mappings.full),
+            row_of(SEGMENT_UNSEEN, own.mappings.unseen_segment),
+            row_of(UNKNOWN_UNMAP, own.mappings.unknown_unmap),
+            row_of(MAPPING_HEALED, own.mappings.healed),
             row(MAPPING_EVENT_LOST, own.mapping_events),
             row(PROCESS_LIMIT, own.unfollowed),
             row(SHORT_LIVED_CHILD, own.short_lived),
@@ -72,9 +103,10 @@ pub fn rows(tallies: &[(Loss, Tally)], skipped_runs: u64, own: &OwnLosses) -> Ve
         .collect()
 }
 
-/// Probe hits: two per booked allocation, one per release, and those that booked nothing.
-pub fn probe_hits(tallies: &[(Loss, Tally)], sites: &[SiteCounters]) -> u64 {
-    let booked: u64 = sites.iter().map(|site| 2 * site.allocated_count + site.freed_count).sum();
+/// Probe hits: two per booked allocation, one per release, and those that booked nothing. `calls` are the sites of
+/// allocator calls.
+pub fn probe_hits<'a>(tallies: &[(Loss, Tally)], calls: impl Iterator<Item = &'a SiteCounters>) -> u64 {
+    let booked: u64 = calls.map(|site| 2 * site.allocated_count + site.freed_count).sum();
     let beside: u64 = tallies
         .iter()
         .map(|(loss, tally)| match loss {

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, os::fd::OwnedFd};
 
-use super::{link::Links, process_code::ProcessCode};
+use super::{link::Links, mapping::MappingBook, process_code::ProcessCode};
 use crate::{
     model::{ProcessId, Target},
     symbolize::PerfMapSource,
@@ -30,6 +30,8 @@ pub struct Member {
     pub programs: Vec<Program>,
     /// Its code.
     pub code: ProcessCode,
+    /// What it has mapped.
+    pub mappings: MappingBook,
     /// Its probes.
     pub links: Links,
     /// Whether its mappings are to be read again.

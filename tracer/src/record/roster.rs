@@ -100,6 +100,11 @@ impl Roster {
     }
 
     /// All, those that have ended first.
+    pub fn all(&self) -> impl Iterator<Item = &Member> {
+        self.ended.iter().chain(self.alive.values())
+    }
+
+    /// The same, to be changed.
     pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Member> {
         self.ended.iter_mut().chain(self.alive.values_mut())
     }

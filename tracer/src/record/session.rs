@@ -1,14 +1,14 @@
 //! The recording itself: one loop over ticks, new stacks, new mappings, new processes, signals and exits.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     num::NonZeroU32,
     os::fd::{AsFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use tokio::{io::unix::AsyncFd, time::MissedTickBehavior};
-use tracer_common::abi::SiteCounters;
+use tracer_common::abi::{Loss, SiteCounters, Tally};
 
 use super::{
     RecordError,
@@ -19,6 +19,7 @@ use super::{
     live::{self, Ages, Amount, Ends},
     load::{LoadOptions, NEW_TASK, Programs, Purpose},
     losses::{self, OwnLosses},
+    mapping::{MappingBook, MappingHooks},
     member::Member,
     mmap_watch::{Changes, MmapWatch},
     naming::name_frames,
@@ -30,7 +31,7 @@ use super::{
     wait::{Signals, any_readable, clear, until, watched},
 };
 use crate::{
-    attach::{AttachError, discover::Discoverer, target::TargetProcess},
+    attach::{AttachError, discover::Discoverer, maps, target::TargetProcess},
     capture::CaptureWriter,
     model::{EndReason, ProcessEnd},
 };
@@ -58,6 +59,9 @@ pub struct Session {
     pub(super) started: Instant,
     pub(super) retired_links: Vec<std::thread::JoinHandle<()>>,
     pub(super) refresh_pause: Duration,
+    /// The programs that follow mappings; `None` before they are attached, and where that is not possible.
+    hooks: Option<MappingHooks>,
+    is_without_mappings: bool,
     watches: Vec<MmapWatch>,
     book: StackBook,
     last: Vec<SiteCounters>,
@@ -117,6 +121,8 @@ impl Session {
             programs,
             store,
             roster,
+            hooks: None,
+            is_without_mappings: false,
             watches,
             book: StackBook::default(),
             writer,
@@ -180,6 +186,7 @@ impl Session {
                 guard = events.readable() => {
                     clear(guard);
                     self.drain_events()?;
+                    self.look_at_mappings(MappingBook::wants_look_now)?;
                 }
                 () = any_readable(&watches) => self.drain_watches(),
                 () = tokio::time::sleep(pause), if is_dirty => self.refresh()?,
@@ -265,6 +272,11 @@ impl Session {
                     }
                     self.writer.add_stack(&added.stack)?;
                 }
+                Event::Mapping(event) => {
+                    if let Some(member) = self.roster.get_mut(event.header.tgid) {
+                        member.mappings.apply(&event);
+                    }
+                }
                 Event::Refresh { tgid } => {
                     if let Some(member) = self.roster.get_mut(tgid) {
                         member.is_dirty = true;
@@ -289,9 +301,47 @@ impl Session {
         Ok(())
     }
 
+    /// Attaches the programs that follow mappings, once.
+    pub(super) fn follow_mappings(&mut self) {
+        if self.hooks.is_some() || self.is_without_mappings {
+            return;
+        }
+        match MappingHooks::attach(&mut self.programs.bpf) {
+            Ok(hooks) => self.hooks = Some(hooks),
+            Err(error) => {
+                self.hints.insert(format!("mappings are not followed: {error}"));
+                self.is_without_mappings = true;
+            }
+        }
+    }
+
+    /// Compares the books that want it with what the kernel says. The ring is emptied before and behind.
+    fn look_at_mappings(&mut self, wants: impl Fn(&MappingBook) -> bool) -> Result<(), RecordError> {
+        if self.hooks.is_none() {
+            return Ok(());
+        }
+        let wanting =
+            self.roster.alive().filter(|member| wants(&member.mappings)).map(|member| member.tgid.get());
+        let wanting: Vec<u32> = wanting.collect();
+        for tgid in wanting {
+            self.drain_events()?;
+            if let Some(member) = self.roster.get_mut(tgid) {
+                member.mappings.begin_look();
+            }
+            // A process that has just ended says nothing: what it had mapped stays in the book.
+            let entries = maps::read(tgid).unwrap_or_default();
+            self.drain_events()?;
+            if let Some(member) = self.roster.get_mut(tgid) {
+                member.mappings.reconcile(&entries);
+            }
+        }
+        Ok(())
+    }
+
     /// One line of every series.
     fn sample(&mut self, elapsed: Duration) -> Result<(), RecordError> {
         self.drain_events()?;
+        self.look_at_mappings(MappingBook::wants_look)?;
         self.ends.purge(self.programs.live.fd().as_fd(), &mut self.ended, &mut self.ages)?;
         let elapsed_ns = nanoseconds(elapsed);
         self.progress = Progress {
@@ -300,6 +350,8 @@ impl Session {
             sites: self.programs.site_count()?.min(self.options.limits.max_sites - 1),
             ..Progress::default()
         };
+        let mapped: HashMap<u32, SiteCounters> =
+            self.roster.all().flat_map(|member| member.mappings.sites()).collect();
         let mut changed = Vec::new();
         for site in 0..=self.progress.sites {
             let Some(mut now) = self.programs.sites.get(site) else { break };
@@ -309,6 +361,9 @@ impl Session {
             }
             self.progress.outstanding_bytes += now.allocated_bytes.saturating_sub(now.freed_bytes);
             self.progress.outstanding_count += now.allocated_count.saturating_sub(now.freed_count);
+            if let Some(mapped) = mapped.get(&site) {
+                now = *mapped;
+            }
             let last = &mut self.last[site as usize];
             if *last != now {
                 *last = now;
@@ -318,12 +373,30 @@ impl Session {
         self.writer.add_samples(elapsed_ns, &changed)?;
         self.sample_rss(elapsed_ns)?;
         let tallies = self.programs.tallies()?;
-        let losses = losses::rows(&tallies, self.programs.skipped_runs(Purpose::Trace)?, &self.losses);
+        let losses = losses::rows(&tallies, &self.own_losses()?);
         self.progress.lost = losses.iter().filter(|loss| loss.is_incomplete).map(|loss| loss.count).sum();
         self.writer.set_losses(&losses)?;
-        self.writer.set_overhead(losses::probe_hits(&tallies, &self.last), None)?;
+        self.writer.set_overhead(self.probe_hits(&tallies), None)?;
         self.writer.commit()?;
         Ok(())
+    }
+
+    fn own_losses(&self) -> Result<OwnLosses, RecordError> {
+        let mut own = self.losses;
+        own.skipped_runs = self.programs.skipped_runs(Purpose::Trace)?;
+        if let Some(hooks) = &self.hooks {
+            own.skipped_mapping_runs = hooks.skipped_runs(&self.programs.bpf)?;
+        }
+        self.roster.all().for_each(|member| own.mappings.add(&member.mappings.tallies()));
+        Ok(own)
+    }
+
+    fn probe_hits(&self, tallies: &[(Loss, Tally)]) -> u64 {
+        let mapped: HashSet<u32> =
+            self.roster.all().flat_map(|member| member.mappings.sites().map(|(site, _)| site)).collect();
+        let calls =
+            self.last.iter().zip(0..).filter(|(_, site)| !mapped.contains(site)).map(|(last, _)| last);
+        losses::probe_hits(tallies, calls)
     }
 
     fn sample_rss(&mut self, elapsed_ns: u64) -> Result<(), RecordError> {
@@ -342,12 +415,19 @@ impl Session {
     fn finish(mut self, reason: EndReason) -> Result<Outcome, RecordError> {
         // Taken before the probes go, which takes a while: what is read afterwards is the state of now.
         let elapsed = self.started.elapsed();
+        self.look_at_mappings(|_| true)?;
+        if let Some(hooks) = &mut self.hooks {
+            hooks.detach();
+        }
         Links::detach_all(self.roster.all_mut().map(|member| &mut member.links));
         // Nobody is followed any more.
         self.options.follow = false;
         self.refresh()?;
         self.sample(elapsed)?;
         live::read_ages(self.programs.live.fd().as_fd(), &mut self.ages)?;
+        for member in self.roster.all() {
+            member.mappings.add_ages(&mut self.ages);
+        }
         let ages = std::mem::replace(&mut self.ages, Ages::new(0));
         self.writer.add_live_ages(&ages.into_rows())?;
         for object in self.store.take_new_objects() {
@@ -355,7 +435,7 @@ impl Session {
         }
         self.hints.extend(self.store.take_problems());
         self.name_frames()?;
-        let probe_hits = losses::probe_hits(&self.programs.tallies()?, &self.last);
+        let probe_hits = self.probe_hits(&self.programs.tallies()?);
         self.hints.extend(self.silence(probe_hits));
         for hint in &self.hints {
             self.writer.add_hint(hint)?;

@@ -19,7 +19,7 @@ use initramfs::Image;
 use kernel::Kernel;
 
 /// Tests that run without language runtimes; the others need more than an initramfs holds.
-const GUEST_TESTS: &[&str] = &["native::", "lifecycle::", "errors::", "losses::", "output::"];
+const GUEST_TESTS: &[&str] = &["native::", "lifecycle::", "errors::", "losses::", "mappings::", "output::"];
 /// The one test for kernels that offheap refuses.
 const REFUSAL_TEST: &[&str] = &["--ignored", "--exact", "old_kernel::old_kernel_is_refused"];
 const TIMEOUT_S: u64 = 900;

@@ -1,0 +1,54 @@
+//! The lens on mappings, against a target that maps and unmaps in every way there is.
+
+use anyhow::{Context, ensure};
+use tracer_tests::target::Target;
+use tracer_tests::tracer::{COMPLETE, Recording};
+use tracer_tests::{Result, require};
+
+const PAGE: u64 = 4096;
+
+/// Every number equal, nothing lost, every stack whole.
+#[test]
+fn every_system_call() -> Result {
+    require!();
+    let mut target = Target::start("mappings")?;
+    let recording = Recording::attach(&target, &[])?;
+    let truth = target.work()?;
+    let finished = recording.stop()?;
+    target.finish_well()?;
+    finished.expect_status(COMPLETE)?;
+    let report = finished.report()?;
+    truth.compare_lens(&report, "mmap")?;
+    ensure!(report.completeness.complete, "incomplete: {:?}", report.losses());
+    for site in report.seen_by("mmap") {
+        let end = site.stack_end.as_deref().context("no end")?;
+        let is_whole = end == "thread-start" || end == "allocator-call";
+        ensure!(is_whole, "a stack ends as {end}: {:?}", site.functions());
+    }
+    let (unknown, bytes) = report.loss("unknown-unmap");
+    ensure!(unknown >= 1 && bytes >= 4 * PAGE, "{unknown} unmappings of older ranges, {bytes} bytes");
+    ensure!(report.loss("mapping-healed").0 == 0, "unmappings were missed: {:?}", report.losses());
+    Ok(())
+}
+
+/// `malloc` of a large block maps: that is the allocator's, not the program's, and its stack ends there.
+#[test]
+fn what_an_allocator_maps() -> Result {
+    require!();
+    let mut target = Target::start("mappings")?;
+    let recording = Recording::attach(&target, &[])?;
+    target.work()?;
+    let finished = recording.stop()?;
+    target.finish_well()?;
+    let report = finished.report()?;
+    let block = report.seen_by("malloc").find(|site| site.functions().contains(&"site_malloc_large"));
+    ensure!(block.context("the block is missing")?.outstanding_bytes == 8 << 20, "{block:?}");
+    // glibc adds a header and rounds up to pages.
+    let inside: Vec<_> =
+        report.seen_by("mmap").filter(|site| site.functions().contains(&"__libc_malloc")).collect();
+    let mapping = inside.iter().find(|site| site.outstanding_bytes == (8 << 20) + PAGE);
+    let mapping = mapping.with_context(|| format!("no mapping of 8 MiB in an allocator: {inside:?}"))?;
+    ensure!(mapping.stack_end.as_deref() == Some("allocator-call"), "{mapping:?}");
+    ensure!(mapping.functions().last() == Some(&"__libc_malloc"), "{:?}", mapping.functions());
+    Ok(())
+}
