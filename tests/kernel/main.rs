@@ -2,8 +2,10 @@
 //!
 //! Root and a release build of offheap are needed; `cargo xtask test` provides both. The modules `native`,
 //! `lifecycle`, `errors`, `losses` and `output` also run in virtual machines with other kernels
-//! (`cargo xtask vm`), `runtime` needs the language runtimes of this machine.
+//! (`cargo xtask vm`), `runtime` and
+//! `allocators` need the runtimes and libraries of this machine.
 
+mod allocators;
 mod errors;
 mod lifecycle;
 mod losses;
@@ -21,8 +23,12 @@ use tracer_tests::{Result, build};
 /// Traces a target from its `ready` to its `truth`, and compares: every number equal, at least `whole_percent` of the
 /// stacks whole, nothing lost, the target unharmed.
 fn trace_exactly(name: &str, whole_percent: f64) -> Result<Report> {
-    let mut target = Target::start(name)?;
-    let recording = Recording::attach(&target, &[])?;
+    trace_target(Target::start(name)?, &[], whole_percent)
+}
+
+/// The same for a target that runs already, with further arguments of offheap.
+fn trace_target(mut target: Target, arguments: &[&str], whole_percent: f64) -> Result<Report> {
+    let recording = Recording::attach(&target, arguments)?;
     let truth = target.work()?;
     let finished = recording.stop()?;
     target.finish_well()?;
