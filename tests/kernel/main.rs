@@ -4,6 +4,7 @@
 //! `lifecycle`, `errors`, `losses`, `output` and `processes` also run in virtual machines with other kernels
 //! (`cargo xtask vm`), `runtime` needs the language runtimes of this machine.
 
+mod allocators;
 mod errors;
 mod lifecycle;
 mod losses;
@@ -23,8 +24,12 @@ use tracer_tests::{Result, build};
 /// Traces a target from its `ready` to its `truth`, and compares: every number equal, at least `whole_percent` of the
 /// stacks whole, nothing lost, the target unharmed.
 fn trace_exactly(name: &str, whole_percent: f64) -> Result<Report> {
-    let mut target = Target::start(name)?;
-    let recording = Recording::attach(&target, &[])?;
+    trace_target(Target::start(name)?, &[], whole_percent)
+}
+
+/// The same for a target that runs already, with further arguments of offheap.
+fn trace_target(mut target: Target, arguments: &[&str], whole_percent: f64) -> Result<Report> {
+    let recording = Recording::attach(&target, arguments)?;
     let truth = target.work()?;
     let finished = recording.stop()?;
     target.finish_well()?;

@@ -25,7 +25,33 @@ enum Recipe {
     Node,
     /// JNI library and class.
     Java,
+    /// C or C++, linked in a way of its own.
+    Linked(Linked),
 }
+
+/// How a target is linked. One source may be linked in many ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Linked {
+    compiler: &'static str,
+    source: &'static str,
+    flags: &'static [&'static str],
+    /// Behind the source.
+    libraries: &'static [&'static str],
+}
+
+const fn linked(
+    compiler: &'static str,
+    source: &'static str,
+    flags: &'static [&'static str],
+    libraries: &'static [&'static str],
+) -> Recipe {
+    Recipe::Linked(Linked { compiler, source, flags, libraries })
+}
+
+const SHARED: &[&str] = &["-shared", "-fPIC"];
+const JEMALLOC: &[&str] = &["-l:libjemalloc.a", "-lm", "-pthread"];
+/// All of its symbols are local ones of the library that it is linked into.
+const HIDDEN_JEMALLOC: &[&str] = &["-l:libjemalloc_pic.a", "-lm", "-Wl,--exclude-libs,ALL"];
 
 /// Name of the target (its source's name), how it is made, and the file that is run or loaded.
 const TARGETS: &[(&str, Recipe, &str)] = &[
@@ -43,6 +69,17 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("leak_python", Recipe::Python, "leak_native.so"),
     ("leak_node", Recipe::Node, "leak_node.node"),
     ("LeakJni", Recipe::Java, "LeakJni.class"),
+    ("new_forms", Recipe::Cpp, "new_forms"),
+    ("prefixes", Recipe::C, "prefixes"),
+    ("c_forms_static", linked("gcc", "c_forms.c", &["-static"], &[]), "c_forms_static"),
+    ("c_forms_musl", linked("musl-gcc", "c_forms.c", &[], &[]), "c_forms_musl"),
+    ("c_forms_musl_static", linked("musl-gcc", "c_forms.c", &["-static"], &[]), "c_forms_musl_static"),
+    ("new_forms_jemalloc", linked("g++", "new_forms.cpp", &["-std=c++17"], JEMALLOC), "new_forms_jemalloc"),
+    ("mallocx", linked("gcc", "mallocx.c", &[], JEMALLOC), "mallocx"),
+    ("mi_forms", linked("gcc", "mi_forms.c", &[], &["-lmimalloc"]), "mi_forms"),
+    ("hidden_host", Recipe::C, "hidden_host"),
+    ("hidden_plugin", linked("gcc", "hidden_plugin.c", SHARED, HIDDEN_JEMALLOC), "hidden_plugin.so"),
+    ("stripped_static", linked("gcc", "noleak.c", &["-static", "-s"], &[]), "stripped_static"),
 ];
 
 /// Sources of the targets.
@@ -141,6 +178,11 @@ impl Recipe {
                 let mut gcc = compiler("gcc", &c_source, product, &shared);
                 gcc.arg("-I/usr/include/node");
                 vec![gcc]
+            }
+            Self::Linked(Linked { compiler: program, source, flags, libraries }) => {
+                let mut command = compiler(program, source, product, flags);
+                command.args(libraries);
+                vec![command]
             }
             Self::Java => {
                 let library = directory.join("libleak_jni.so");

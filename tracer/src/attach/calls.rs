@@ -168,3 +168,73 @@ fn is_null_test(instruction: &Instruction) -> bool {
         && instruction.op0_register() == Register::RDI
         && instruction.op1_register() == Register::RDI
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tracer_common::func::by_name;
+
+    use super::*;
+    use crate::attach::code::tests::{BASE, with_code};
+
+    const ALLOCATE: Shape = Shape::Allocate { size: 0 };
+    const RELEASE: Shape = Shape::Release { pointer: 0 };
+
+    /// The function that the code forwards to; `malloc`, `free`, `_ZdlPv` and `abort` lie behind it, one byte each.
+    fn forwarded(code: &[u8], shape: Shape, may_differ: bool) -> Option<&'static str> {
+        let end = code.len() as u64;
+        let functions = [("own", 0, end), ("malloc", end, 1), ("free", end + 1, 1), ("abort", end + 2, 1)];
+        let padded = [code, &[0xc3; 3]].concat();
+        let mut found = None;
+        with_code(&padded, &functions, |code| found = forwards_to(code, BASE, shape, may_differ));
+        found.map(|(function, address)| {
+            assert!(address.is_some());
+            function.name
+        })
+    }
+
+    #[test]
+    fn a_plain_jump_leaves_all_arguments_as_they_are() {
+        assert_eq!(forwarded(&[0xeb, 0], ALLOCATE, false), Some("malloc"));
+        assert_eq!(forwarded(&[0xf3, 0x0f, 0x1e, 0xfa, 0xeb, 0], ALLOCATE, false), Some("malloc"));
+        assert_eq!(forwarded(&[0xeb, 1], ALLOCATE, false), None, "free is of another shape");
+        assert_eq!(forwarded(&[0x89, 0xff, 0xeb, 0], ALLOCATE, false), None, "an instruction in front");
+        assert_eq!(forwarded(&[0x89, 0xff, 0xeb, 0], ALLOCATE, true), Some("malloc"));
+    }
+
+    #[test]
+    fn every_way_must_lead_there() {
+        // push rbx; call malloc; test rax,rax; je +2; pop rbx; ret; (je:) call abort
+        let new = [0x53, 0xe8, 12, 0, 0, 0, 0x48, 0x85, 0xc0, 0x74, 2, 0x5b, 0xc3, 0xe8, 2, 0, 0, 0];
+        assert_eq!(forwarded(&new, ALLOCATE, true), Some("malloc"));
+        // test rdi,rdi; je +2; jmp malloc; ret
+        let around = [0x48, 0x85, 0xff, 0x74, 2, 0xeb, 1, 0xc3];
+        assert_eq!(forwarded(&around, ALLOCATE, true), None);
+        // The same with free: where nothing is given, nothing is released.
+        let null = [0x48, 0x85, 0xff, 0x74, 2, 0xeb, 2, 0xc3];
+        assert_eq!(forwarded(&null, RELEASE, true), Some("free"));
+        // cmp edi,1; je +2; jmp free; ret: no null pointer.
+        assert_eq!(forwarded(&[0x83, 0xff, 1, 0x74, 2, 0xeb, 2, 0xc3], RELEASE, true), None);
+        assert_eq!(forwarded(&[0xff, 0xe0], ALLOCATE, true), None, "jmp rax");
+        assert_eq!(forwarded(&[0xeb, 0xfe], ALLOCATE, true), None, "a loop goes nowhere");
+        assert_eq!(forwarded(&[0x06], ALLOCATE, true), None, "no instruction");
+    }
+
+    #[test]
+    fn another_pointer_is_another_block() {
+        assert_eq!(forwarded(&[0x48, 0x83, 0xef, 16, 0xeb, 1], RELEASE, true), None, "sub rdi,16; jmp free");
+        // mov rdi,rdi would do no harm, but who knows; an access through it does not change it.
+        assert_eq!(forwarded(&[0x48, 0x8b, 0x07, 0xeb, 1], RELEASE, true), Some("free"), "mov rax,[rdi]");
+        assert_eq!(forwarded(&[0xff, 0xd0, 0xeb, 1], RELEASE, true), None, "call rax; jmp free");
+    }
+
+    #[test]
+    fn a_function_serves_its_like() {
+        let shape = |name| by_name(name).unwrap().shape;
+        assert!(serves(shape("_Znwm"), shape("posix_memalign")));
+        assert!(serves(shape("reallocarray"), shape("realloc")));
+        assert!(!serves(shape("realloc"), shape("malloc")));
+        assert!(!serves(shape("reallocf"), shape("realloc")), "it also frees");
+        assert!(!serves(shape("free"), shape("malloc")));
+    }
+}

@@ -70,7 +70,7 @@ pub struct Code<'d> {
     names: &'d Names,
     segments: Vec<Segment<'d>>,
     known: HashMap<u64, Callee>,
-    sizes: HashMap<u64, u64>,
+    ends: BTreeMap<u64, u64>,
     slots: OnceCell<HashMap<u64, Callee>>,
     frames: OnceCell<BTreeMap<u64, u64>>,
 }
@@ -96,7 +96,7 @@ impl<'d> Code<'d> {
             names,
             segments,
             known: HashMap::new(),
-            sizes: HashMap::new(),
+            ends: BTreeMap::new(),
             slots: OnceCell::new(),
             frames: OnceCell::new(),
         }
@@ -107,8 +107,8 @@ impl<'d> Code<'d> {
         if let Some(callee) = self.by_name(name, Some(address)) {
             self.known.entry(address).or_insert(callee);
         }
-        if size > 0 {
-            self.sizes.entry(address).or_insert(size);
+        if let Some(end) = address.checked_add(size).filter(|end| *end > address) {
+            self.ends.entry(address).or_insert(end);
         }
     }
 
@@ -149,14 +149,13 @@ impl<'d> Code<'d> {
     }
 
     /// From the first to behind the last byte of the function that an address lies in: by the size of its symbol if it
-    /// is the start of a known function, else by the unwind table.
+    /// is a known function, else by the unwind table.
     pub fn extent(&self, address: u64) -> Option<Range<u64>> {
-        if let Some(size) = self.sizes.get(&address) {
-            return Some(address..address.checked_add(*size)?);
-        }
-        let frames = self.frames.get_or_init(|| frames(self.elf));
-        let (start, end) = frames.range(..=address).next_back()?;
-        (address < *end).then_some(*start..*end)
+        let holding = |ends: &BTreeMap<u64, u64>| {
+            let (start, end) = ends.range(..=address).next_back()?;
+            (address < *end).then_some(*start..*end)
+        };
+        holding(&self.ends).or_else(|| holding(self.frames.get_or_init(|| frames(self.elf))))
     }
 
     /// Where a direct or memory-indirect call or jump leads. `None`: only the processor knows.
@@ -248,4 +247,60 @@ fn frames(elf: &object::File<'_>) -> BTreeMap<u64, u64> {
         }
     }
     frames
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Address at which the code of [`with_code`] begins.
+    pub(in super::super) const BASE: u64 = 0x1000;
+
+    /// An object that has nothing but code. `functions` are name, offset and size.
+    pub(in super::super) fn with_code<T>(
+        code: &[u8],
+        functions: &[(&str, u64, u64)],
+        look: impl FnOnce(&Code<'_>) -> T,
+    ) -> T {
+        let bytes = elf_with(code);
+        let elf = object::File::parse(&*bytes).unwrap();
+        let names = Names::new(&[]);
+        let mut code = Code::new(&elf, &names);
+        for (name, offset, size) in functions {
+            code.learn(name.as_bytes(), BASE + offset, *size);
+        }
+        look(&code)
+    }
+
+    /// A header, one executable segment, no sections.
+    fn elf_with(code: &[u8]) -> Vec<u8> {
+        const HEADER_BYTES: u64 = 64 + 56;
+        let size = code.len() as u64;
+        let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        elf.extend([3, 0, 62, 0, 1, 0, 0, 0]); // shared, x86-64, version
+        elf.extend([0u64, 64, 0].iter().flat_map(|value| value.to_le_bytes())); // entry, headers, sections
+        elf.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
+        elf.extend([1, 0, 0, 0, 5, 0, 0, 0]); // PT_LOAD, r-x
+        let fields = [HEADER_BYTES, BASE, BASE, size, size, 0x1000];
+        elf.extend(fields.iter().flat_map(|value| value.to_le_bytes()));
+        elf.extend_from_slice(code);
+        elf
+    }
+
+    #[test]
+    fn calls_are_known_by_name_and_functions_by_size() {
+        // call +0 (malloc at 6); ret; ret
+        with_code(&[0xe8, 1, 0, 0, 0, 0xc3, 0xc3], &[("malloc", 6, 1), ("abort", 5, 1)], |code| {
+            let call = code.instruction(BASE).unwrap();
+            let malloc = tracer_common::func::by_name("malloc").unwrap();
+            assert_eq!(code.destination(&call), Some(Callee::Table(malloc, Some(BASE + 6))));
+            assert_eq!(code.callee(BASE + 5), Callee::NeverReturns);
+            assert_eq!(code.callee(BASE), Callee::Inside(BASE));
+            assert_eq!(code.callee(BASE + 100), Callee::Outside);
+            assert_eq!(code.extent(BASE + 6), Some(BASE + 6..BASE + 7));
+            assert_eq!(code.extent(BASE), None, "no symbol, no unwind table");
+            assert_eq!(code.file_offset(BASE + 2), Some(122));
+        });
+    }
 }

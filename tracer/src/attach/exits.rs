@@ -128,3 +128,78 @@ impl<P: Fn(u64) -> bool> Search<'_, '_, P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attach::code::tests::{BASE, with_code};
+
+    /// Exits as offsets from the start of the code, and gaps.
+    fn found(code: &[u8], functions: &[(&str, u64, u64)], probed: &[u64]) -> (Vec<u64>, Vec<String>) {
+        with_code(code, functions, |code| {
+            let start = code.file_offset(BASE).unwrap_or(0);
+            let Exits { file_offsets, gaps } =
+                exits(code, BASE, |address| probed.contains(&(address.wrapping_sub(BASE))));
+            (file_offsets.into_iter().map(|offset| offset - start).collect(), gaps)
+        })
+    }
+
+    #[test]
+    fn every_ret_counts_and_what_looks_like_one_does_not() {
+        // mov eax,0xc3c3c3c3; test edi,edi; je +1; ret; nop; ret
+        let code = [0xb8, 0xc3, 0xc3, 0xc3, 0xc3, 0x85, 0xff, 0x74, 1, 0xc3, 0x90, 0xc3, 0xc3];
+        assert_eq!(found(&code, &[], &[]), (vec![9, 11], vec![]));
+    }
+
+    #[test]
+    fn a_jump_at_the_end_is_followed() {
+        // je +3; jmp +2 (5); ret; (5:) call +0; ret
+        let code = [0x74, 2, 0xeb, 1, 0xc3, 0xe8, 0, 0, 0, 0, 0xc3];
+        let functions = [("malloc", 0, 5), ("calloc", 5, 6)];
+        assert_eq!(found(&code, &functions, &[]), (vec![4, 10], vec![]));
+        assert_eq!(found(&code, &functions, &[5]), (vec![4], vec![]), "it has probes of its own");
+    }
+
+    #[test]
+    fn behind_the_last_call_of_a_function_there_is_nothing() {
+        // test edi,edi; je +1; ret; call +0; | ret
+        let code = [0x85, 0xff, 0x74, 1, 0xc3, 0xe8, 0, 0, 0, 0, 0xc3];
+        assert_eq!(found(&code, &[("malloc", 0, 10)], &[]), (vec![4], vec![]));
+        assert_eq!(found(&code, &[("malloc", 0, 11)], &[]), (vec![4, 10], vec![]));
+        let (rets, gaps) = found(&code, &[], &[]);
+        assert_eq!((rets, gaps.len()), (vec![4], 1), "without a size the rest is unknown: {gaps:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_told() {
+        let (rets, gaps) = found(&[0x74, 1, 0xc3, 0xff, 0xe0], &[("malloc", 0, 5)], &[]);
+        assert_eq!(rets, [2]);
+        assert!(gaps[0].contains("only the processor knows"), "{gaps:?}");
+        let (rets, gaps) = found(&[0x74, 1, 0xc3, 0xe9, 0, 0, 1, 0], &[("malloc", 0, 8)], &[]);
+        assert_eq!(rets, [2]);
+        assert!(gaps[0].contains("another object"), "{gaps:?}");
+        let (rets, gaps) = found(&[0x06, 0xc3], &[], &[]);
+        assert!(rets.is_empty() && gaps[0].contains("decoded"), "{gaps:?}");
+    }
+
+    #[test]
+    fn there_is_a_bound() {
+        let code: Vec<u8> = std::iter::repeat_n([0x74, 1, 0xc3], 100).flatten().chain([0xc3]).collect();
+        let (rets, gaps) = found(&code, &[("malloc", 0, 301)], &[]);
+        assert!(rets.len() <= MAX_EXITS && gaps[0].contains("more exits"), "{} {gaps:?}", rets.len());
+    }
+
+    proptest::proptest! {
+        /// Whatever the bytes are: an exit is a `ret`.
+        #[test]
+        fn any_code_is_survived(code in proptest::collection::vec(proptest::prelude::any::<u8>(), 1..200)) {
+            let (rets, _) = found(&code, &[("malloc", 0, code.len() as u64)], &[]);
+            for ret in rets {
+                let at = usize::try_from(ret).unwrap_or(usize::MAX);
+                let is_ret = |byte: &u8| matches!(byte, 0xc2 | 0xc3 | 0xca | 0xcb | 0xcf);
+                // Prefixes may stand in front.
+                proptest::prop_assert!(code[at..].iter().take(15).any(is_ret) || code[at..].contains(&0x0f));
+            }
+        }
+    }
+}
