@@ -551,6 +551,9 @@ impl Session {
         self.sample(elapsed)?;
         let mut ages = live::read_ages(self.programs.live.fd().as_fd(), self.start_ns)?;
         self.mappings.add_ages(&mut ages);
+        for (site, facts) in self.mappings.facts() {
+            log::debug!("mappings of site {site}: {facts:?}");
+        }
         self.writer.add_live_ages(&ages.into_rows())?;
         for object in self.code.take_new_objects() {
             self.writer.add_object(&object)?;
