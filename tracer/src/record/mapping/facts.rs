@@ -65,7 +65,7 @@ impl SiteFacts {
     pub fn add_name(&mut self, name: &[u8], bytes: u64) {
         let name = name.get(..MAX_NAME_BYTES).unwrap_or(name);
         if let Some(known) = self.vma_names.iter_mut().find(|known| known.name == name) {
-            known.bytes += bytes;
+            known.bytes = known.bytes.saturating_add(bytes);
         } else if self.vma_names.len() < MAX_NAMES {
             self.vma_names.push(VmaName { name: name.to_vec(), bytes });
         }

@@ -38,7 +38,7 @@ struct SiteState {
 /// The mappings of a process and the counters of their sites.
 ///
 /// Bytes count as allocated when they become memory, and as freed when they are unmapped, replaced or made
-/// `PROT_NONE`. A *mapping* counts as allocated with its first byte of memory and as freed with its last: cutting one
+/// `PROT_NONE`. (All sums saturate: a process can map and unmap 128 TiB as often as it likes.) A *mapping* counts as allocated with its first byte of memory and as freed with its last: cutting one
 /// into pieces changes no count.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
@@ -70,13 +70,13 @@ impl Ledger {
         let Some(mapping) = self.mappings.get_mut(&piece.mapping) else { return };
         let site = self.sites.entry(mapping.site).or_default();
         if piece.is_reserved {
-            mapping.reserved_bytes += piece.bytes();
-            site.facts.reserved_bytes += piece.bytes();
+            mapping.reserved_bytes = mapping.reserved_bytes.saturating_add(piece.bytes());
+            site.facts.reserved_bytes = site.facts.reserved_bytes.saturating_add(piece.bytes());
             return;
         }
         site.counters.allocated_count += u64::from(mapping.accessible_bytes == 0);
-        site.counters.allocated_bytes += piece.bytes();
-        mapping.accessible_bytes += piece.bytes();
+        site.counters.allocated_bytes = site.counters.allocated_bytes.saturating_add(piece.bytes());
+        mapping.accessible_bytes = mapping.accessible_bytes.saturating_add(piece.bytes());
     }
 
     /// Counts a piece as gone.
@@ -84,11 +84,11 @@ impl Ledger {
         let Some(mapping) = self.mappings.get_mut(&piece.mapping) else { return };
         let site = self.sites.entry(mapping.site).or_default();
         if piece.is_reserved {
-            mapping.reserved_bytes -= piece.bytes();
-            site.facts.reserved_bytes -= piece.bytes();
+            mapping.reserved_bytes = mapping.reserved_bytes.saturating_sub(piece.bytes());
+            site.facts.reserved_bytes = site.facts.reserved_bytes.saturating_sub(piece.bytes());
         } else {
-            mapping.accessible_bytes -= piece.bytes();
-            site.counters.freed_bytes += piece.bytes();
+            mapping.accessible_bytes = mapping.accessible_bytes.saturating_sub(piece.bytes());
+            site.counters.freed_bytes = site.counters.freed_bytes.saturating_add(piece.bytes());
             site.counters.freed_count += u64::from(mapping.accessible_bytes == 0);
         }
         if mapping.accessible_bytes == 0 && mapping.reserved_bytes == 0 {
@@ -102,14 +102,14 @@ impl Ledger {
         let mapping = self.mappings.entry(piece.mapping).or_insert(empty);
         let site = self.sites.entry(mapping.site).or_default();
         if piece.is_reserved {
-            mapping.reserved_bytes += piece.bytes();
-            site.facts.reserved_bytes += piece.bytes();
+            mapping.reserved_bytes = mapping.reserved_bytes.saturating_add(piece.bytes());
+            site.facts.reserved_bytes = site.facts.reserved_bytes.saturating_add(piece.bytes());
             return;
         }
         site.counters.freed_count =
             site.counters.freed_count.saturating_sub(u64::from(mapping.accessible_bytes == 0));
         site.counters.freed_bytes = site.counters.freed_bytes.saturating_sub(piece.bytes());
-        mapping.accessible_bytes += piece.bytes();
+        mapping.accessible_bytes = mapping.accessible_bytes.saturating_add(piece.bytes());
     }
 
     /// Counts a piece, which is counted as it says, as the other: memory or reserved.
@@ -125,9 +125,9 @@ impl Ledger {
     pub fn clear(&mut self) {
         for (_, mapping) in self.mappings.drain() {
             let site = self.sites.entry(mapping.site).or_default();
-            site.counters.freed_bytes += mapping.accessible_bytes;
+            site.counters.freed_bytes = site.counters.freed_bytes.saturating_add(mapping.accessible_bytes);
             site.counters.freed_count += u64::from(mapping.accessible_bytes > 0);
-            site.facts.reserved_bytes -= mapping.reserved_bytes;
+            site.facts.reserved_bytes = site.facts.reserved_bytes.saturating_sub(mapping.reserved_bytes);
         }
     }
 

@@ -153,10 +153,12 @@ mod tests {
         ranges.iter().copied().collect()
     }
 
+    type Span = (u64, u64);
+
     /// Every way in which what is taken can lie to one piece.
     #[test]
     fn every_overlap_is_cut() {
-        let cases: &[((u64, u64), Option<(u64, u64)>, &[(u64, u64)])] = &[
+        let cases: &[(Span, Option<Span>, &[Span])] = &[
             ((0, 10), None, &[(10, 20)]),
             ((20, 30), None, &[(10, 20)]),
             ((0, 11), Some((10, 11)), &[(11, 20)]),
