@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use super::{TableOptions, json, json_text, table};
 use crate::capture::Capture;
-use crate::capture::fixture::{Recording, at, blocks, clean, leaky};
-use crate::model::StackEnd;
-use crate::profile::{Filter, Profile, Sort};
+use crate::capture::fixture::{Recording, at, blocks, clean, leaky, server};
+use crate::model::{Lens, StackEnd};
+use crate::profile::{By, Filter, Profile, Sort};
 
 const PLAIN: TableOptions<'static> = TableOptions { width: 100, color: false, file: Some("leak.offheap") };
 
@@ -76,7 +76,30 @@ fn golden_tables() {
 }
 
 #[test]
+fn golden_tables_of_several_processes() {
+    let text = |width, filter: Filter| {
+        let options = TableOptions { width, ..PLAIN };
+        table(&Profile::new(server().capture(), filter).unwrap(), &options)
+    };
+    assert_golden("report/golden/server.txt", &text(100, Filter::default()));
+    assert_golden("report/golden/server-narrow.txt", &text(80, Filter::default()));
+    let grouped = [By::Process, By::Executable, By::Allocator, By::Class]
+        .map(|by| text(80, Filter { by, ..Filter::default() }))
+        .join("=====\n");
+    assert_golden("report/golden/server-groups.txt", &grouped);
+    let filters = [
+        Filter { lens: Some(Lens::Mmap), tgid: Some(4250), ..Filter::default() },
+        Filter { allocator: Some("JEmalloc".into()), merges_processes: true, ..Filter::default() },
+        Filter { min_age_ns: Some(7_000_000_000), top: Some(1), ..Filter::default() },
+    ];
+    let filtered = filters.map(|filter| text(80, filter)).join("=====\n");
+    assert_golden("report/golden/server-filters.txt", &filtered);
+}
+
+#[test]
 fn golden_json() {
+    assert_golden("report/golden/server.json", &json_text(&profile(&server())));
+
     assert_golden("report/golden/leaky.json", &json_text(&profile(&leaky())));
     assert_golden("report/golden/clean.json", &json_text(&profile(&clean())));
 }
@@ -91,7 +114,7 @@ fn json_text_is_the_json() {
 
 #[test]
 fn tables_keep_to_the_width_and_carry_no_control_characters() {
-    for recording in [leaky(), clean(), crowded()] {
+    for recording in [leaky(), clean(), crowded(), server()] {
         for width in [60, 80, 200] {
             let text = table(&profile(&recording), &TableOptions { width, color: false, file: None });
             for line in text.lines() {
@@ -108,7 +131,7 @@ fn reports_match_their_schema() {
     let schema: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let mut unfinished = leaky();
     unfinished.finish = None;
-    for recording in [leaky(), clean(), crowded(), Recording::new(), unfinished] {
+    for recording in [leaky(), clean(), crowded(), server(), Recording::new(), unfinished] {
         let report = json(&profile(&recording));
         check(&schema, &report, "report").unwrap();
         let mut spoiled = report.clone();
