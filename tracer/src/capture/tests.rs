@@ -128,7 +128,7 @@ fn references_that_point_nowhere_are_counted() {
 fn captures_of_version_1_are_read() {
     let capture = Capture::open(Path::new(concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/src/capture/golden/version-1.offheap"
+        "/src/capture/golden/version-1.capture"
     )));
     let (capture, now) = (capture.unwrap(), leaky().capture());
     assert_eq!(capture.skipped_rows, 0);
@@ -143,7 +143,7 @@ fn captures_of_version_1_are_read() {
 #[test]
 fn a_version_has_its_own_tables_and_no_others() {
     let dir = tempfile::tempdir().unwrap();
-    let old = include_bytes!("golden/version-1.offheap");
+    let old = include_bytes!("golden/version-1.capture");
     let path = dir.path().join("mixed.offheap");
     let open = |sql: &str| {
         fs::write(&path, old).unwrap();

@@ -94,7 +94,8 @@ fn subtitle(profile: &Profile) -> String {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
-    use crate::capture::fixture::{clean, leaky};
+    use crate::capture::fixture::{clean, leaky, server};
+    use crate::profile::Filter;
     use crate::report::tests::profile;
 
     #[test]
@@ -108,6 +109,30 @@ mod tests {
         assert!(text.contains(leak), "frames carry their bytes");
         assert!(!text.contains(['\u{1b}', '\u{202e}']));
         assert!(text.contains("std::pair&lt;"), "names are escaped for XML");
+    }
+
+    #[test]
+    fn the_picture_says_whose_and_what_memory_it_is() {
+        let subtitle = |lens| {
+            let mut out = Vec::new();
+            let filter = Filter { lens, ..Filter::default() };
+            svg(&Profile::new(server().capture(), filter).unwrap(), &mut out).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.contains("Native memory not freed: 3 processes: nginx (2), hel\\u{202e}per"));
+            assert!(text.contains("nginx (4250)"), "a root frame per process");
+            let line = text.lines().find(|line| line.contains("recorded for")).unwrap().to_owned();
+            (line, text.contains("[mapped: thread stack]"), text.contains("ngx_array_push"))
+        };
+        let (both, has_stacks, has_blocks) = subtitle(None);
+        assert!(
+            both.contains("1.5 MiB requested in 1,660 blocks, 21.6 MiB mapped in 6 mappings, rec"),
+            "{both}"
+        );
+        assert!(has_stacks && has_blocks);
+        let (line, has_stacks, has_blocks) = subtitle(Some(Lens::Mmap));
+        assert!(!line.contains("requested") && has_stacks && !has_blocks, "{line}");
+        let (line, has_stacks, has_blocks) = subtitle(Some(Lens::Malloc));
+        assert!(!line.contains("mapped") && !has_stacks && has_blocks, "{line}");
     }
 
     #[test]

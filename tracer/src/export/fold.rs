@@ -69,7 +69,7 @@ fn frame_name(label: &str) -> String {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
-    use crate::capture::fixture::{Recording, at, blocks, leaky};
+    use crate::capture::fixture::{Recording, at, blocks, leaky, server};
     use crate::model::StackEnd;
     use crate::report::tests::{assert_golden, profile};
 
@@ -78,6 +78,15 @@ mod tests {
         let mut out = Vec::new();
         folded(&profile(&leaky()), &mut out).unwrap();
         assert_golden("export/golden/leaky.folded", &String::from_utf8(out).unwrap());
+    }
+
+    #[test]
+    fn golden_folded_of_several_processes() {
+        let mut out = Vec::new();
+        folded(&profile(&server()), &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(!text.contains(['\u{1b}', '\u{202e}']) && !text.contains("arena"));
+        assert_golden("export/golden/server.folded", &text);
     }
 
     #[test]

@@ -204,11 +204,11 @@ fn check(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
 /// Everything that is done with a file, whoever wrote it.
 fn digest(path: &Path) -> bool {
     let Ok(capture) = Capture::open(path) else { return false };
-    for (min_age_ns, sort) in [(None, Sort::Growth), (Some(1_000_000_000), Sort::Count)] {
-        let Ok(profile) = Profile::new(capture.clone(), Filter { min_age_ns, sort, ..Filter::default() })
-        else {
-            continue;
-        };
+    let plain = Filter { sort: Sort::Growth, ..Filter::default() };
+    let aged = Filter { min_age_ns: Some(1_000_000_000), sort: Sort::Count, ..Filter::default() };
+    let grouped = Filter { by: By::Executable, merges_processes: true, ..Filter::default() };
+    for filter in [plain, aged, grouped] {
+        let Ok(profile) = Profile::new(capture.clone(), filter) else { continue };
         let text = table(&profile, &TableOptions { width: 80, color: false, file: None });
         assert!(
             text.lines()
@@ -227,12 +227,15 @@ fn digest(path: &Path) -> bool {
 fn damaged_files_never_panic() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mutated.offheap");
-    leaky().write(&path);
-    let whole = fs::read(&path).unwrap();
+    let wholes = [leaky(), server()].map(|recording| {
+        let _ = fs::remove_file(&path);
+        recording.write(&path);
+        fs::read(&path).unwrap()
+    });
     let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut readable = 0;
     for case in 0..600 {
-        let mut bytes = whole.clone();
+        let mut bytes = wholes[case / 8 % 2].clone();
         // From single flips to noise, all over the file or in its rows only.
         for _ in 0..1 << (case % 7) {
             let first = if case % 3 == 0 { 0 } else { 4096 };
