@@ -1,6 +1,7 @@
 //! The lens on mappings, against a target that maps and unmaps in every way there is.
 
 use anyhow::{Context, ensure};
+use tracer_tests::report::{MALLOC, MMAP};
 use tracer_tests::target::Target;
 use tracer_tests::tracer::{COMPLETE, Recording};
 use tracer_tests::{Result, require};
@@ -18,9 +19,9 @@ fn every_system_call() -> Result {
     target.finish_well()?;
     finished.expect_status(COMPLETE)?;
     let report = finished.report()?;
-    truth.compare_lens(&report, "mmap")?;
+    truth.in_lens(MMAP).compare(&report)?;
     ensure!(report.completeness.complete, "incomplete: {:?}", report.losses());
-    for site in report.seen_by("mmap") {
+    for site in report.sites_in(MMAP) {
         let end = site.stack_end.as_deref().context("no end")?;
         let is_whole = end == "thread-start" || end == "allocator-call";
         ensure!(is_whole, "a stack ends as {end}: {:?}", site.functions());
@@ -41,11 +42,11 @@ fn what_an_allocator_maps() -> Result {
     let finished = recording.stop()?;
     target.finish_well()?;
     let report = finished.report()?;
-    let block = report.seen_by("malloc").find(|site| site.functions().contains(&"site_malloc_large"));
+    let block = report.sites_in(MALLOC).find(|site| site.functions().contains(&"site_malloc_large"));
     ensure!(block.context("the block is missing")?.outstanding_bytes == 8 << 20, "{block:?}");
     // glibc adds a header and rounds up to pages.
     let inside: Vec<_> =
-        report.seen_by("mmap").filter(|site| site.functions().contains(&"__libc_malloc")).collect();
+        report.sites_in(MMAP).filter(|site| site.functions().contains(&"__libc_malloc")).collect();
     let mapping = inside.iter().find(|site| site.outstanding_bytes == (8 << 20) + PAGE);
     let mapping = mapping.with_context(|| format!("no mapping of 8 MiB in an allocator: {inside:?}"))?;
     ensure!(mapping.stack_end.as_deref() == Some("allocator-call"), "{mapping:?}");

@@ -1,6 +1,7 @@
 //! Targets in C, C++ and Rust, without frame pointers.
 
 use anyhow::{Context, ensure};
+use tracer_tests::report::MALLOC;
 use tracer_tests::{Result, require};
 
 use crate::trace_exactly;
@@ -63,7 +64,7 @@ fn stripped_server() -> Result {
     finished.expect_status(tracer_tests::tracer::COMPLETE)?;
     let report = finished.report()?;
     ensure!(report.outstanding() == (160_000, 1000), "{:?} outstanding", report.outstanding());
-    let first = report.seen_by("malloc").next().context("no sites")?;
+    let first = report.sites_in(MALLOC).next().context("no sites")?;
     ensure!((first.outstanding_bytes, first.outstanding_count) == (160_000, 1000), "{first:?}");
     let objects: Vec<&str> = first.stack.iter().filter_map(|frame| frame.object.as_deref()).collect();
     ensure!(objects.iter().any(|object| object.ends_with("server_stripped")), "{objects:?}");

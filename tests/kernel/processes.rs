@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use tracer_tests::report::{Report, Site};
+use tracer_tests::report::{MALLOC, Report, Site};
 use tracer_tests::target::{Target, command};
 use tracer_tests::tracer::{COMPLETE, INCOMPLETE, Recording};
 use tracer_tests::{Result, build, require};
 
 /// Outstanding bytes and blocks of one process and function, and nothing else of that process.
 fn ensure_only(report: &Report, pid: u32, function: &str, wanted: (u64, u64)) -> Result {
-    let of_process = |site: &&Site| site.pid == Some(pid) && site.is_malloc() && site.outstanding_count > 0;
+    let of_process = |site: &&Site| site.pid == Some(pid) && site.lens == MALLOC && site.outstanding_count > 0;
     let sites: Vec<&Site> = report.sites.iter().filter(of_process).collect();
     let sum = sites.iter().fold((0, 0), |sum: (u64, u64), site| {
         (sum.0 + site.outstanding_bytes, sum.1 + site.outstanding_count)
@@ -57,7 +57,7 @@ fn children_are_followed() -> Result {
     let report = finished.report()?;
     ensure_only(&report, child, "site_leak", (500, 5))?;
     let own: Vec<_> =
-        report.sites.iter().filter(|site| site.pid == Some(parent) && site.is_malloc()).collect();
+        report.sites.iter().filter(|site| site.pid == Some(parent) && site.lens == MALLOC).collect();
     let bytes: u64 = own.iter().map(|site| site.outstanding_bytes).sum();
     ensure!(bytes == 4 * 50 + 3 * 10, "{own:#?}");
     ensure!(report.loss("unknown-release").0 >= 4, "{:?}", report.losses());
@@ -164,7 +164,7 @@ fn exec_ends_all_records() -> Result {
         .sites
         .iter()
         .filter(|site| {
-            site.is_malloc() && site.functions().contains(&"site_leak") && site.outstanding_count > 0
+            site.lens == MALLOC && site.functions().contains(&"site_leak") && site.outstanding_count > 0
         })
         .collect();
     let sum: u64 = leaks.iter().map(|site| site.outstanding_bytes).sum();
@@ -225,7 +225,7 @@ fn an_allocator_that_is_loaded_later() -> Result {
     finished.expect_status(COMPLETE)?;
     let report = finished.report()?;
     let of = |function: &str| {
-        let sites = report.sites.iter().filter(|site| site.functions().contains(&function));
+        let sites = report.sites_in(MALLOC).filter(|site| site.functions().contains(&function));
         sites.fold((0, 0), |sum, site| (sum.0 + site.outstanding_bytes, sum.1 + site.outstanding_count))
     };
     ensure!(of("site_via_library") == (640, 8), "{:?}", of("site_via_library"));

@@ -14,8 +14,109 @@ pub struct Report {
     pub schema: String,
     /// What is missing.
     pub completeness: Completeness,
-    /// Every site, in order of its rank.
+    /// Every process of the recording.
+    #[serde(default)]
+    pub processes: Vec<Process>,
+    /// Every allocator of the recording.
+    #[serde(default)]
+    pub allocators: Vec<Allocator>,
+    /// Sums, where `--by` asks for them.
+    #[serde(default)]
+    pub groups: Vec<Group>,
+    /// Memory of allocators and runtimes, which is no leak.
+    #[serde(default)]
+    pub mappings: Vec<Mapping>,
+    /// Every site, in order of its rank, of both lenses.
     pub sites: Vec<Site>,
+}
+
+/// How memory was observed.
+pub const MALLOC: &str = "malloc";
+/// How memory was observed.
+pub const MMAP: &str = "mmap";
+
+/// One process; an exec begins a new one.
+#[derive(Debug, Deserialize)]
+pub struct Process {
+    /// Identity within the report.
+    pub id: u32,
+    /// Identity of the one it comes from.
+    pub parent: Option<u32>,
+    /// As the host sees it.
+    pub pid: u32,
+    /// In its own namespace, where it differs.
+    pub inner_pid: Option<u32>,
+    /// Pid of the one it comes from.
+    pub parent_pid: Option<u32>,
+    /// Name.
+    pub comm: String,
+    /// Executable.
+    pub exe: Option<String>,
+    /// Command line.
+    pub cmdline: Vec<String>,
+    /// `running`, `exited`, `executed`.
+    pub state: String,
+    /// Bytes not released.
+    pub outstanding_bytes: u64,
+    /// Blocks not released.
+    pub outstanding_count: u64,
+    /// Bytes of mappings that can be leaks, where mappings were recorded.
+    pub mapped_bytes: Option<u64>,
+    /// Such mappings.
+    pub mapped_count: Option<u64>,
+}
+
+/// One allocator.
+#[derive(Debug, Deserialize)]
+pub struct Allocator {
+    /// Identity within the report.
+    pub id: u32,
+    /// Name.
+    pub name: String,
+    /// What its functions begin with.
+    pub prefix: String,
+    /// File.
+    pub path: String,
+    /// Bytes not released.
+    pub outstanding_bytes: u64,
+    /// Blocks not released.
+    pub outstanding_count: u64,
+    /// Bytes allocated.
+    pub allocated_bytes: u64,
+    /// Blocks allocated.
+    pub allocated_count: u64,
+}
+
+/// Sums of one group.
+#[derive(Debug, Deserialize)]
+pub struct Group {
+    /// What its sites have in common.
+    pub name: String,
+    /// The process, where it is one.
+    pub pid: Option<u32>,
+    /// Bytes not released.
+    pub outstanding_bytes: u64,
+    /// Blocks not released.
+    pub outstanding_count: u64,
+    /// Bytes of mappings that can be leaks, where mappings were recorded.
+    pub mapped_bytes: Option<u64>,
+    /// Such mappings.
+    pub mapped_count: Option<u64>,
+}
+
+/// Memory of an allocator or a runtime.
+#[derive(Debug, Deserialize)]
+pub struct Mapping {
+    /// What it is.
+    pub class: String,
+    /// More about it.
+    pub label: Option<String>,
+    /// Whose it is.
+    pub allocator: Option<String>,
+    /// Bytes mapped.
+    pub outstanding_bytes: u64,
+    /// Mappings.
+    pub outstanding_count: u64,
 }
 
 /// What is missing.
@@ -54,8 +155,20 @@ pub struct Stacks {
 pub struct Site {
     /// From 1.
     pub rank: u64,
-    /// `malloc` or `mmap`.
+    /// [`MALLOC`] or [`MMAP`].
+    #[serde(default = "malloc")]
     pub lens: String,
+    /// What the memory is.
+    pub class: Option<String>,
+    /// More about it.
+    pub label: Option<String>,
+    /// Whose it is.
+    pub pid: Option<u32>,
+    /// Identities of the processes whose it is.
+    #[serde(default)]
+    pub processes: Vec<u32>,
+    /// Which allocator was called.
+    pub allocator: Option<String>,
     /// Bytes not released.
     pub outstanding_bytes: u64,
     /// Blocks not released.
@@ -72,6 +185,10 @@ pub struct Site {
     pub stack_end: Option<String>,
     /// Innermost first.
     pub stack: Vec<StackFrame>,
+}
+
+fn malloc() -> String {
+    MALLOC.to_owned()
 }
 
 /// One frame.
@@ -105,16 +222,37 @@ impl Report {
         seen.map(|loss| (loss.reason.as_str(), loss.count)).collect()
     }
 
-    /// Sites of one lens.
-    pub fn seen_by<'a>(&'a self, lens: &'a str) -> impl Iterator<Item = &'a Site> {
+    /// Outstanding bytes and blocks of all sites of the lens [`MALLOC`].
+    pub fn outstanding(&self) -> (u64, u64) {
+        self.outstanding_in(MALLOC)
+    }
+
+    /// Outstanding bytes and blocks, or mappings, of all sites of a lens.
+    pub fn outstanding_in(&self, lens: &str) -> (u64, u64) {
+        let sum = |get: fn(&Site) -> u64| self.sites_in(lens).map(get).sum();
+        (sum(|site| site.outstanding_bytes), sum(|site| site.outstanding_count))
+    }
+
+    /// Sites of a lens, in order of their rank.
+    pub fn sites_in<'a>(&'a self, lens: &'a str) -> impl Iterator<Item = &'a Site> {
         self.sites.iter().filter(move |site| site.lens == lens)
     }
 
-    /// Outstanding bytes and blocks of all sites of allocator calls.
-    pub fn outstanding(&self) -> (u64, u64) {
-        let bytes = self.seen_by("malloc").map(|site| site.outstanding_bytes).sum();
-        let count = self.seen_by("malloc").map(|site| site.outstanding_count).sum();
-        (bytes, count)
+    /// Processes with this pid, in order: more than one after an exec.
+    pub fn processes_of(&self, pid: u32) -> Vec<&Process> {
+        self.processes.iter().filter(|process| process.pid == pid).collect()
+    }
+
+    /// The allocator of this name.
+    pub fn allocator(&self, name: &str) -> Result<&Allocator> {
+        let found = self.allocators.iter().find(|allocator| allocator.name == name);
+        found.with_context(|| format!("no allocator {name} in {:?}", self.allocators))
+    }
+
+    /// Bytes and mappings of all memory of allocators and runtimes of one class.
+    pub fn set_aside(&self, class: &str) -> (u64, u64) {
+        let rows = || self.mappings.iter().filter(|row| row.class == class);
+        (rows().map(|row| row.outstanding_bytes).sum(), rows().map(|row| row.outstanding_count).sum())
     }
 
     /// Share of whole stacks.

@@ -7,12 +7,13 @@ use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 
 use crate::Result;
-use crate::report::{Report, Site};
+use crate::report::{MALLOC, Report, Site};
 
 /// What a target prints after `truth `.
 #[derive(Debug, Deserialize)]
 pub struct Truth {
-    /// Nothing but the listed sites has outstanding bytes.
+    /// Nothing but the listed sites has outstanding bytes, of the lens `malloc`: what the C library maps is its
+    /// own business.
     pub is_strict: bool,
     /// One entry per function that allocates.
     pub sites: Vec<Expected>,
@@ -21,6 +22,9 @@ pub struct Truth {
 /// What must be reported for all stacks of one function together.
 #[derive(Debug, Deserialize)]
 pub struct Expected {
+    /// Of which sites.
+    #[serde(default = "malloc")]
+    pub lens: String,
     /// Name of the function, without arguments and scope.
     pub function: String,
     /// Bytes not released.
@@ -31,6 +35,10 @@ pub struct Expected {
     pub allocated_bytes: Option<u64>,
     /// Blocks allocated, where the target can know it.
     pub allocated_count: Option<u64>,
+}
+
+fn malloc() -> String {
+    MALLOC.to_owned()
 }
 
 /// Sums over the sites of one function.
@@ -49,24 +57,25 @@ impl Truth {
         serde_json::from_str(text).with_context(|| format!("not a truth: {text}"))
     }
 
-    /// Fails unless the report says exactly this of allocator calls: equality, no tolerance.
-    pub fn compare(&self, report: &Report) -> Result {
-        self.compare_lens(report, "malloc")
+    /// The same of the sites of another lens: for targets that only map.
+    pub fn in_lens(mut self, lens: &str) -> Self {
+        self.sites.iter_mut().for_each(|expected| lens.clone_into(&mut expected.lens));
+        self
     }
 
-    /// Fails unless the report says exactly this of the sites of one lens.
-    pub fn compare_lens(&self, report: &Report, lens: &str) -> Result {
-        let mut found: BTreeMap<&str, Sum> = BTreeMap::new();
+    /// Fails unless the report says exactly this: equality, no tolerance.
+    pub fn compare(&self, report: &Report) -> Result {
+        let mut found: BTreeMap<(&str, &str), Sum> = BTreeMap::new();
         let mut mistakes = String::new();
-        for site in report.seen_by(lens) {
+        for site in &report.sites {
             ensure!(
                 site.allocated_bytes.checked_sub(site.freed_bytes) == Some(site.outstanding_bytes)
                     && site.allocated_count.checked_sub(site.freed_count) == Some(site.outstanding_count),
                 "outstanding is not allocated minus freed: {site:?}"
             );
             match self.attribute(site) {
-                Some(function) => found.entry(function).or_default().add(site),
-                None if self.is_strict && site.outstanding_count > 0 => {
+                Some(function) => found.entry((&site.lens, function)).or_default().add(site),
+                None if self.is_strict && site.lens == MALLOC && site.outstanding_count > 0 => {
                     let (bytes, count) = (site.outstanding_bytes, site.outstanding_count);
                     writeln!(
                         mistakes,
@@ -78,7 +87,8 @@ impl Truth {
             }
         }
         for expected in &self.sites {
-            let sum = found.get(expected.function.as_str()).copied().unwrap_or_default();
+            let key = (expected.lens.as_str(), expected.function.as_str());
+            let sum = found.get(&key).copied().unwrap_or_default();
             let wanted = Sum {
                 outstanding_bytes: expected.outstanding_bytes,
                 outstanding_count: expected.outstanding_count,
@@ -86,7 +96,8 @@ impl Truth {
                 allocated_count: expected.allocated_count.unwrap_or(sum.allocated_count),
             };
             if sum != wanted {
-                writeln!(mistakes, "{}:\n  expected {wanted:?}\n  reported {sum:?}", expected.function)?;
+                let Expected { lens, function, .. } = expected;
+                writeln!(mistakes, "{function} ({lens}):\n  expected {wanted:?}\n  reported {sum:?}")?;
             }
         }
         if !mistakes.is_empty() {
@@ -95,12 +106,13 @@ impl Truth {
         Ok(())
     }
 
-    /// The innermost function of the stack that the target has named: what lies below it are wrappers of the
-    /// language's library.
+    /// The innermost function of the stack that the target has named for this lens: what lies below it are
+    /// wrappers of the language's library.
     fn attribute(&self, site: &Site) -> Option<&str> {
         site.stack.iter().find_map(|frame| {
             let name = bare_name(frame.function.as_deref()?);
-            self.sites.iter().map(|expected| expected.function.as_str()).find(|function| *function == name)
+            let named = self.sites.iter().filter(|expected| expected.lens == site.lens);
+            named.map(|expected| expected.function.as_str()).find(|function| *function == name)
         })
     }
 }
@@ -144,7 +156,7 @@ mod tests {
     fn report(outstanding_count: u64, freed_count: u64) -> Report {
         let text = format!(
             r#"{{"schema":"offheap.report/1","completeness":{{"complete":true,"losses":[],"stacks":{{"total":1,"whole":1}}}},
-            "sites":[{{"rank":1,"lens":"malloc","outstanding_bytes":10,"outstanding_count":{outstanding_count},"allocated_bytes":30,
+            "sites":[{{"rank":1,"outstanding_bytes":10,"outstanding_count":{outstanding_count},"allocated_bytes":30,
             "allocated_count":3,"freed_bytes":20,"freed_count":{freed_count},"stack_end":"thread-start",
             "stack":[{{"function":"operator new(unsigned long)"}},{{"function":"site_a"}},{{"function":"main"}}]}}]}}"#
         );
@@ -176,6 +188,46 @@ mod tests {
         truth.compare(&report(1, 2)).unwrap_err();
         truth.is_strict = false;
         truth.compare(&report(1, 2)).unwrap();
+    }
+
+    /// A mapping of 4096 bytes by `function`, beside the block of `site_a`.
+    fn with_mapping(function: &str) -> Report {
+        let mut report = report(1, 2);
+        let mut mapping = Report::parse(
+            &serde_json::json!({
+                "schema": "offheap.report/1",
+                "completeness": {"complete": true, "losses": [], "stacks": {"total": 1, "whole": 1}},
+                "sites": [{"rank": 2, "lens": "mmap", "class": "mmap", "outstanding_bytes": 4096,
+                    "outstanding_count": 1, "allocated_bytes": 4096, "allocated_count": 1, "freed_bytes": 0,
+                    "freed_count": 0, "stack_end": "thread-start",
+                    "stack": [{"function": "mmap"}, {"function": function}]}],
+            })
+            .to_string(),
+        )
+        .unwrap();
+        report.sites.append(&mut mapping.sites);
+        report
+    }
+
+    #[test]
+    fn mappings_are_compared_where_they_are_expected() {
+        truth(1).compare(&with_mapping("site_b")).unwrap();
+        truth(1).compare(&with_mapping("site_a")).unwrap();
+        let mapped = |bytes| {
+            let mut truth = truth(1);
+            let text = format!(
+                r#"truth {{"is_strict":false,"sites":[{{"lens":"mmap","function":"site_a",
+                "outstanding_bytes":{bytes},"outstanding_count":1}}]}}"#
+            );
+            truth.sites.append(&mut Truth::parse(&text).unwrap().sites);
+            truth
+        };
+        mapped(4096).compare(&with_mapping("site_a")).unwrap();
+        mapped(8192).compare(&with_mapping("site_a")).unwrap_err();
+        mapped(4096).compare(&with_mapping("site_b")).unwrap_err();
+        mapped(4096).compare(&report(1, 2)).unwrap_err();
+        assert_eq!(with_mapping("x").outstanding(), (10, 1));
+        assert_eq!(with_mapping("x").outstanding_in(crate::report::MMAP), (4096, 1));
     }
 
     #[test]

@@ -110,6 +110,13 @@ static inline void expect_outstanding(const char *function, unsigned long bytes,
               truth_size ? "," : "", function, bytes, count);
 }
 
+/* What must be mapped by the call site `function` and not be unmapped: seen through the lens `mmap`. */
+static inline void expect_mapped(const char *function, unsigned long bytes, unsigned long count)
+{
+    truth_add("%s{\"lens\":\"mmap\",\"function\":\"%s\",\"outstanding_bytes\":%lu,\"outstanding_count\":%lu}",
+              truth_size ? "," : "", function, bytes, count);
+}
+
 /* Prints the truth and waits for the end. `is_strict`: nothing else has outstanding bytes. */
 static inline void target_truth(int is_strict)
 {

@@ -7,9 +7,10 @@ use inferno::flamegraph::{Options, Palette, TextTruncateDirection, from_lines};
 
 use super::ExportError;
 use super::fold::line;
+use crate::model::Lens;
 use crate::profile::Profile;
-use crate::report::escape;
 use crate::report::human::{counted, middle, percent, seconds, size};
+use crate::report::{escape, who};
 
 /// Characters of a title that fit the picture.
 const TITLE_WIDTH: usize = 100;
@@ -42,24 +43,37 @@ pub fn svg(profile: &Profile, out: impl Write) -> Result<(), ExportError> {
 
 /// What was measured.
 fn title(profile: &Profile) -> String {
-    let target = &profile.header.target;
     let age = profile.filter.min_age_ns.map(|age_ns| format!(" for {}", seconds(age_ns))).unwrap_or_default();
-    let title = format!("Native memory not freed{age}: {} (pid {})", escape(&target.comm), target.tgid);
-    middle(&title, TITLE_WIDTH)
+    middle(&format!("Native memory not freed{age}: {}", who(profile)), TITLE_WIDTH)
 }
 
 /// How much, for how long, how complete.
 fn subtitle(profile: &Profile) -> String {
     let (totals, stacks) = (&profile.totals, profile.completeness.stacks);
-    let mut subtitle = format!(
-        "{} requested in {}, recorded for {}, {} of {} whole",
+    let mapped = &profile.mapped;
+    let blocks = format!(
+        "{} requested in {}",
         size(totals.outstanding_bytes),
-        counted(totals.outstanding_count, "block", "blocks"),
+        counted(totals.outstanding_count, "block", "blocks")
+    );
+    let mappings = format!(
+        "{} mapped in {}",
+        size(mapped.outstanding_bytes),
+        counted(mapped.outstanding_count, "mapping", "mappings")
+    );
+    let amount = match profile.filter.lens {
+        Some(Lens::Malloc) => blocks,
+        Some(Lens::Mmap) => mappings,
+        None if mapped.outstanding_count == 0 => blocks,
+        None => format!("{blocks}, {mappings}"),
+    };
+    let mut subtitle = format!(
+        "{amount}, recorded for {}, {} of {} whole",
         seconds(profile.window.elapsed_ns),
         percent(stacks.whole, stacks.total),
         counted(stacks.total, "stack", "stacks"),
     );
-    if profile.sites.len() < profile.totals.sites {
+    if profile.sites.len() < profile.totals.sites + mapped.sites {
         subtitle
             .push_str(&format!(", largest {} only", counted(profile.sites.len() as u64, "site", "sites")));
     }
@@ -80,7 +94,8 @@ fn subtitle(profile: &Profile) -> String {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
-    use crate::capture::fixture::{clean, leaky};
+    use crate::capture::fixture::{clean, leaky, server};
+    use crate::profile::Filter;
     use crate::report::tests::profile;
 
     #[test]
@@ -94,6 +109,30 @@ mod tests {
         assert!(text.contains(leak), "frames carry their bytes");
         assert!(!text.contains(['\u{1b}', '\u{202e}']));
         assert!(text.contains("std::pair&lt;"), "names are escaped for XML");
+    }
+
+    #[test]
+    fn the_picture_says_whose_and_what_memory_it_is() {
+        let subtitle = |lens| {
+            let mut out = Vec::new();
+            let filter = Filter { lens, ..Filter::default() };
+            svg(&Profile::new(server().capture(), filter).unwrap(), &mut out).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.contains("Native memory not freed: 3 processes: nginx (2), hel\\u{202e}per"));
+            assert!(text.contains("nginx (4250)"), "a root frame per process");
+            let line = text.lines().find(|line| line.contains("recorded for")).unwrap().to_owned();
+            (line, text.contains("[mapped: thread stack]"), text.contains("ngx_array_push"))
+        };
+        let (both, has_stacks, has_blocks) = subtitle(None);
+        assert!(
+            both.contains("1.5 MiB requested in 1,660 blocks, 21.6 MiB mapped in 6 mappings, rec"),
+            "{both}"
+        );
+        assert!(has_stacks && has_blocks);
+        let (line, has_stacks, has_blocks) = subtitle(Some(Lens::Mmap));
+        assert!(!line.contains("requested") && has_stacks && !has_blocks, "{line}");
+        let (line, has_stacks, has_blocks) = subtitle(Some(Lens::Malloc));
+        assert!(!line.contains("mapped") && !has_stacks && has_blocks, "{line}");
     }
 
     #[test]

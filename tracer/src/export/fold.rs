@@ -3,11 +3,14 @@
 use std::io::Write;
 
 use super::ExportError;
+use crate::model::Lens;
 use crate::profile::{Profile, Site};
 use crate::report::escape;
 
-/// Writes `root;…;leaf BYTES` for every site with outstanding bytes. A stack that does not reach its root
-/// begins with a frame in brackets that says why, so that it is not taken for a whole one.
+/// Writes `root;…;leaf BYTES` for every site with outstanding bytes: blocks, and mappings that can be leaks. A
+/// stack that does not reach its root begins with a frame in brackets that says why, so that it is not taken
+/// for a whole one. The leaf of a mapping says in brackets what it is. Where there are several processes,
+/// each has a root frame.
 pub fn folded(profile: &Profile, mut out: impl Write) -> Result<(), ExportError> {
     for site in profile.sites.iter().filter(|site| site.outstanding_bytes > 0) {
         writeln!(out, "{}", line(profile, site))?;
@@ -23,8 +26,24 @@ pub(super) fn line(profile: &Profile, site: &Site) -> String {
     } else if !site.end.is_whole() {
         names.push(format!("[stack breaks off: {}]", site.end.name()));
     }
+    if profile.processes.len() > 1 && !site.is_lost {
+        names.push(frame_name(&process(profile, site)));
+    }
     names.reverse();
+    if site.lens == Lens::Mmap {
+        names.push(format!("[mapped: {}]", site.class.phrase()));
+    }
     format!("{} {}", names.join(";"), site.outstanding_bytes)
+}
+
+/// `node (1234)`; of merged sites how many processes there are.
+fn process(profile: &Profile, site: &Site) -> String {
+    let first = site.processes.first().and_then(|id| profile.process(*id));
+    let Some(target) = first.map(|row| &row.process.target) else { return "[process not known]".into() };
+    match site.processes.len() {
+        1 => format!("{} ({})", target.comm, target.tgid),
+        several => format!("{} ({several} processes)", target.comm),
+    }
 }
 
 /// Escapes what has a meaning in the format: the separator, line ends, blanks and `#` at the begin
@@ -50,7 +69,7 @@ fn frame_name(label: &str) -> String {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
-    use crate::capture::fixture::{Recording, at, blocks, leaky};
+    use crate::capture::fixture::{Recording, at, blocks, leaky, server};
     use crate::model::StackEnd;
     use crate::report::tests::{assert_golden, profile};
 
@@ -59,6 +78,15 @@ mod tests {
         let mut out = Vec::new();
         folded(&profile(&leaky()), &mut out).unwrap();
         assert_golden("export/golden/leaky.folded", &String::from_utf8(out).unwrap());
+    }
+
+    #[test]
+    fn golden_folded_of_several_processes() {
+        let mut out = Vec::new();
+        folded(&profile(&server()), &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(!text.contains(['\u{1b}', '\u{202e}']) && !text.contains("arena"));
+        assert_golden("export/golden/server.folded", &text);
     }
 
     #[test]

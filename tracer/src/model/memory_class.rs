@@ -68,12 +68,12 @@ impl MemoryClass {
             Self::FileMapping => "file",
             Self::SharedMemory => "shared memory",
             Self::ThreadStack => "thread stack",
-            Self::AllocatorArena => "arenas of the allocator",
-            Self::BrkHeap => "heap below the program break",
+            Self::AllocatorArena => "allocator arena",
+            Self::BrkHeap => "program break heap",
             Self::ManagedHeap => "garbage-collected heap",
-            Self::JitCode => "code made at run time",
-            Self::RuntimeInternal => "memory of the runtime",
-            Self::Unknown => "use unknown",
+            Self::JitCode => "JIT code",
+            Self::RuntimeInternal => "runtime memory",
+            Self::Unknown => "unknown use",
         }
     }
 

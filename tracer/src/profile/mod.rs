@@ -35,6 +35,9 @@ pub use totals::Totals;
 pub use who::{AllocatorSummary, ProcessSummary};
 pub use wrapper::is_wrapper;
 
+/// Setting of a recording that says how memory was observed.
+pub const LENS_SETTING: &str = "lens";
+
 /// When was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
@@ -85,6 +88,8 @@ pub struct Profile {
     pub processes: Vec<ProcessSummary>,
     /// Every allocator of the recording, by its id.
     pub allocators: Vec<AllocatorSummary>,
+    /// How memory was observed.
+    pub lenses: Vec<Lens>,
     /// Unfreed blocks: sums over all sites of the lens `malloc` that the filter takes, also those that were cut.
     pub totals: Totals,
     /// Mappings that can be leaks: sums over all such sites that the filter takes, also those that were cut.
@@ -138,6 +143,7 @@ impl Profile {
             rss: who::target_rss(&capture),
             processes: who::processes(&capture, &numbers),
             allocators: who::allocators(&capture, &numbers),
+            lenses: lenses(&capture),
             totals,
             mapped,
             sites,
@@ -178,8 +184,24 @@ impl Profile {
         self.totals.sites_outstanding + self.mapped.sites_outstanding
     }
 
+    /// Whether memory was observed in this way: what was not is not known, and not 0.
+    pub fn has_lens(&self, lens: Lens) -> bool {
+        self.lenses.contains(&lens)
+    }
+
     /// Whether the exit status must say that data is incomplete.
     pub fn is_complete(&self) -> bool {
         self.completeness.is_complete
     }
+}
+
+/// What the setting `lens` says, its words separated by commas. Without it, allocator calls were observed, and
+/// mappings if there are any.
+fn lenses(capture: &Capture) -> Vec<Lens> {
+    let said = capture.header.settings.iter().find(|(name, _)| name == LENS_SETTING);
+    let has = |lens| match said {
+        Some((_, words)) => words.split(',').any(|word| Lens::from_name(word.trim()) == Some(lens)),
+        None => lens == Lens::Malloc || capture.stacks.iter().any(|stack| stack.lens == lens),
+    };
+    Lens::ALL.into_iter().filter(|lens| has(*lens)).collect()
 }

@@ -2,7 +2,9 @@
 
 use super::escape;
 use super::human::{counted, function, middle, percent, size};
+use super::section::{described, has_several_allocators, has_several_processes, process_name};
 use super::table::{Paint, growth};
+use crate::model::Lens;
 use crate::profile::{Profile, Site, SiteFrame, base_name};
 
 /// Callers shown of one site, a recursion as one; of more, the inner and the outer ones.
@@ -35,16 +37,24 @@ fn is_same(a: &SiteFrame<'_>, b: &SiteFrame<'_>) -> bool {
 
 /// The lines of one site.
 pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize, paint: Paint) -> String {
-    let share = percent(site.outstanding_bytes, profile.totals.outstanding_bytes);
+    let share = percent(site.outstanding_bytes, profile.outstanding_bytes());
     let numbers = format!(
         "{:>3}. {:>10}  {:>6}  {}, {}",
         site.rank,
         size(site.outstanding_bytes),
         share,
-        counted(site.outstanding_count, "block", "blocks"),
+        match site.lens {
+            Lens::Malloc => counted(site.outstanding_count, "block", "blocks"),
+            Lens::Mmap => counted(site.outstanding_count, "mapping", "mappings"),
+        },
         growth(site.growth_bytes_per_s),
     );
     let mut lines = vec![paint.bold(&middle(&numbers, width))];
+    let (context, room) = (context(profile, site), width.saturating_sub(5));
+    let in_one = context.join(" · ");
+    let context = if in_one.chars().count() <= room { vec![in_one] } else { context };
+    let context = context.iter().filter(|part| !part.is_empty());
+    lines.extend(context.map(|part| format!("     {}", paint.dim(&middle(part, room)))));
     let stack: Vec<_> = profile.stack(site).collect();
     if site.is_lost {
         let reason = if site.lost_by.is_empty() { "reason unknown".into() } else { site.lost_by.join(", ") };
@@ -93,6 +103,22 @@ pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize
         lines.push(format!("       {}", paint.warning(&reason)));
     }
     joined(&lines)
+}
+
+/// What a mapping is for; where there are several, the allocator and the process. Safe to print.
+fn context(profile: &Profile, site: &Site) -> Vec<String> {
+    let mut parts = Vec::new();
+    if site.lens == Lens::Mmap {
+        parts.push(format!("mapped: {}", described(site.class, site.label.as_deref().into_iter())));
+    }
+    let allocator = site.allocator.and_then(|id| profile.allocator(id));
+    if let Some(row) = allocator.filter(|_| has_several_allocators(profile)) {
+        parts.push(escape(&row.allocator.name).into_owned());
+    }
+    if has_several_processes(profile) && !site.is_lost {
+        parts.push(process_name(profile, &site.processes));
+    }
+    parts
 }
 
 fn joined(lines: &[String]) -> String {

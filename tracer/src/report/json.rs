@@ -4,8 +4,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::escape::is_deceptive;
-use crate::model::{EndReason, Runtime, Target};
-use crate::profile::{Profile, Site, SiteFrame};
+use super::section::{group_name, state};
+use crate::model::{EndReason, Lens, Runtime, Target};
+use crate::profile::{
+    AllocatorSummary, Group, GroupKey, ProcessSummary, Profile, Rss, SetAside, Site, SiteFrame, Totals,
+};
 
 /// Name and version of the schema.
 pub const SCHEMA: &str = "offheap.report/1";
@@ -27,28 +30,27 @@ pub fn json(profile: &Profile) -> Value {
             "probe_hits_per_s": cost.probe_hits_per_s,
             "probe_cpu_percent": cost.probe_cpu_percent,
         })),
-        "rss": profile.rss.map(|rss| json!({
-            "start_bytes": rss.start_bytes,
-            "end_bytes": rss.end_bytes,
-            "growth_bytes_per_s": rss.growth_bytes_per_s,
-            "ledger": null,
-        })),
+        "rss": profile.rss.map(|memory| {
+            let mut memory = rss(&memory);
+            memory["ledger"] = Value::Null;
+            memory
+        }),
         "verdict": null,
         "filter": {
             "sort": profile.filter.sort.name(),
             "min_age_s": profile.filter.min_age_ns.map(seconds),
             "top": profile.filter.top,
+            "by": profile.filter.by.name(),
+            "lens": profile.filter.lens.map(Lens::name),
+            "pid": profile.filter.tgid,
+            "allocator": profile.filter.allocator,
+            "merge_processes": profile.filter.merges_processes,
         },
-        "totals": {
-            "sites": profile.totals.sites,
-            "outstanding_bytes": profile.totals.outstanding_bytes,
-            "outstanding_count": profile.totals.outstanding_count,
-            "growth_bytes_per_s": profile.totals.growth_bytes_per_s,
-            "allocated_bytes": profile.totals.counters.allocated_bytes,
-            "allocated_count": profile.totals.counters.allocated_count,
-            "freed_bytes": profile.totals.counters.freed_bytes,
-            "freed_count": profile.totals.counters.freed_count,
-        },
+        "totals": totals(profile),
+        "processes": profile.processes.iter().map(|row| process(profile, row)).collect::<Vec<_>>(),
+        "allocators": profile.allocators.iter().map(allocator).collect::<Vec<_>>(),
+        "groups": profile.groups.iter().map(|row| group(profile, row)).collect::<Vec<_>>(),
+        "mappings": profile.set_aside.iter().map(|row| set_aside(profile, row)).collect::<Vec<_>>(),
         "sites": profile.sites.iter().map(|row| site(profile, row)).collect::<Vec<_>>(),
         "hints": profile.hints,
     })
@@ -79,8 +81,19 @@ fn start(realtime_ns: u64) -> Option<String> {
     Timestamp::from_nanosecond(i128::from(realtime_ns)).ok().map(|start| start.to_string())
 }
 
+fn rss(rss: &Rss) -> Value {
+    json!({
+        "start_bytes": rss.start_bytes,
+        "end_bytes": rss.end_bytes,
+        "growth_bytes_per_s": rss.growth_bytes_per_s,
+    })
+}
+
+fn runtime(runtime: &Runtime) -> Value {
+    json!({ "name": runtime.name, "version": runtime.version })
+}
+
 fn target(target: &Target) -> Value {
-    let runtime = |runtime: &Runtime| json!({ "name": runtime.name, "version": runtime.version });
     json!({
         "pid": target.tgid,
         "comm": target.comm,
@@ -88,6 +101,101 @@ fn target(target: &Target) -> Value {
         "runtime": target.runtime.as_ref().map(runtime),
         "inner_pid": target.inner_tgid,
         "exe": target.exe,
+    })
+}
+
+fn process(profile: &Profile, row: &ProcessSummary) -> Value {
+    let has_mappings = profile.has_lens(Lens::Mmap);
+    let mut process = target(&row.process.target);
+    let parent = row.process.parent.and_then(|id| profile.process(id));
+    let more = json!({
+        "id": row.process.id.0,
+        "parent": row.process.parent.map(|id| id.0),
+        "parent_pid": parent.map(|row| row.process.target.tgid),
+        "state": state(row),
+        "start_s": seconds(row.process.start_ns),
+        "end_s": row.ended.map(|ended| seconds(ended.elapsed_ns)),
+        "rss": row.rss.as_ref().map(rss),
+        "outstanding_bytes": row.unfreed.bytes,
+        "outstanding_count": row.unfreed.count,
+        "mapped_bytes": has_mappings.then_some(row.mapped.bytes),
+        "mapped_count": has_mappings.then_some(row.mapped.count),
+    });
+    if let (Some(process), Value::Object(more)) = (process.as_object_mut(), more) {
+        process.extend(more);
+    }
+    process
+}
+
+fn allocator(row: &AllocatorSummary) -> Value {
+    json!({
+        "id": row.allocator.id.0,
+        "name": row.allocator.name,
+        "prefix": row.allocator.prefix,
+        "path": row.allocator.path,
+        "build_id": row.allocator.build_id,
+        "outstanding_bytes": row.unfreed.bytes,
+        "outstanding_count": row.unfreed.count,
+        "allocated_bytes": row.counters.allocated_bytes,
+        "allocated_count": row.counters.allocated_count,
+        "freed_bytes": row.counters.freed_bytes,
+        "freed_count": row.counters.freed_count,
+    })
+}
+
+fn totals(profile: &Profile) -> Value {
+    let sums = |totals: &Totals| {
+        json!({
+            "sites": totals.sites,
+            "outstanding_bytes": totals.outstanding_bytes,
+            "outstanding_count": totals.outstanding_count,
+            "growth_bytes_per_s": totals.growth_bytes_per_s,
+            "allocated_bytes": totals.counters.allocated_bytes,
+            "allocated_count": totals.counters.allocated_count,
+            "freed_bytes": totals.counters.freed_bytes,
+            "freed_count": totals.counters.freed_count,
+        })
+    };
+    let mut totals = sums(&profile.totals);
+    totals["mapped"] = profile.has_lens(Lens::Mmap).then(|| sums(&profile.mapped)).into();
+    totals
+}
+
+fn group(profile: &Profile, group: &Group) -> Value {
+    let (process, name) = match &group.key {
+        GroupKey::Process(id) => {
+            let target = profile.process(*id).map(|row| &row.process.target);
+            (Some(*id), target.map_or_else(String::new, |target| target.comm.clone()))
+        }
+        GroupKey::Executable(name) | GroupKey::Allocator(name) => (None, name.clone()),
+        GroupKey::Class(class) => (None, class.name().to_owned()),
+        key => (None, group_name(profile, key)),
+    };
+    let has_mappings = profile.has_lens(Lens::Mmap);
+    let pid = process.and_then(|id| profile.process(id)).map(|row| row.process.target.tgid);
+    json!({
+        "rank": group.rank,
+        "name": name,
+        "process": process.map(|id| id.0),
+        "pid": pid,
+        "sites": group.unfreed.sites + group.mapped.sites,
+        "outstanding_bytes": group.unfreed.outstanding_bytes,
+        "outstanding_count": group.unfreed.outstanding_count,
+        "mapped_bytes": has_mappings.then_some(group.mapped.outstanding_bytes),
+        "mapped_count": has_mappings.then_some(group.mapped.outstanding_count),
+        "growth_bytes_per_s": group.growth_bytes_per_s,
+    })
+}
+
+fn set_aside(profile: &Profile, row: &SetAside) -> Value {
+    let allocator = row.allocator.and_then(|id| profile.allocator(id));
+    json!({
+        "class": row.class.name(),
+        "label": row.label,
+        "allocator": allocator.map(|row| &row.allocator.name),
+        "outstanding_bytes": row.outstanding.bytes,
+        "outstanding_count": row.outstanding.count,
+        "growth_bytes_per_s": row.growth_bytes_per_s,
     })
 }
 
@@ -120,9 +228,19 @@ fn completeness(profile: &Profile) -> Value {
 }
 
 fn site(profile: &Profile, site: &Site) -> Value {
+    let pid = match site.processes.as_slice() {
+        [id] => profile.process(*id).map(|row| row.process.target.tgid),
+        _ => None,
+    };
+    let allocator = site.allocator.and_then(|id| profile.allocator(id));
     json!({
         "rank": site.rank,
         "lens": site.lens.name(),
+        "class": site.class.name(),
+        "label": site.label,
+        "pid": pid,
+        "processes": site.processes.iter().map(|id| id.0).collect::<Vec<_>>(),
+        "allocator": allocator.map(|row| &row.allocator.name),
         "verdict": null,
         "outstanding_bytes": site.outstanding_bytes,
         "outstanding_count": site.outstanding_count,

@@ -2,12 +2,16 @@
 
 mod block;
 mod escape;
+mod grid;
+mod head;
 pub(crate) mod human;
 mod json;
+mod section;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use escape::escape;
+pub(crate) use head::who;
 pub use json::{SCHEMA, json, json_text};
 pub use table::{DEFAULT_TABLE_SITES, TableOptions, table};

@@ -1,14 +1,10 @@
 //! The report for a person in a terminal.
 
-use std::fmt::Write as _;
-
-use jiff::Timestamp;
-
 use super::block::{blocks, shared_frames};
-use super::escape;
-use super::human::{count, counted, middle, percent, rate, seconds, size};
-use crate::model::EndReason;
-use crate::profile::{Profile, Rss};
+use super::head::{head, line, wrapped};
+use super::human::{counted, rate, size};
+use super::{escape, section};
+use crate::profile::{By, Profile};
 
 /// Sites that a table shows where the user did not say.
 pub const DEFAULT_TABLE_SITES: usize = 10;
@@ -64,24 +60,25 @@ pub fn table(profile: &Profile, options: &TableOptions<'_>) -> String {
         text.push('\n');
     }
     head(&mut text, profile, width, paint);
-    sites(&mut text, profile, width, paint);
+    text.push_str(&section::processes(profile, width, paint));
+    text.push_str(&section::allocators(profile, width, paint));
+    match profile.filter.by {
+        By::Site => sites(&mut text, profile, width, paint),
+        _ => groups(&mut text, profile, width, paint),
+    }
+    text.push_str(&section::set_aside(profile, width, paint));
     for hint in &profile.hints {
         line(&mut text, &wrapped(&format!("hint: {}", escape(hint)), width, "      ", str::to_owned));
     }
-    if let Some(file) = options.file.filter(|_| profile.totals.outstanding_count > 0) {
+    if let Some(file) = options.file.filter(|_| profile.sites_outstanding() > 0) {
         let file = quoted(file);
         line(&mut text, &format!("next: offheap export {file} --format svg -o flame.svg"));
-        if profile.filter.min_age_ns.is_none() {
+        if profile.filter.min_age_ns.is_none() && profile.totals.outstanding_count > 0 {
             line(&mut text, &format!("      offheap report {file} --min-age 5s"));
         }
         line(&mut text, &format!("      offheap report {file} --format json"));
     }
     text
-}
-
-fn line(text: &mut String, content: &str) {
-    text.push_str(content.trim_end());
-    text.push('\n');
 }
 
 /// Sentences about what is missing; empty if nothing is.
@@ -105,94 +102,9 @@ pub(super) fn warnings(profile: &Profile) -> Vec<String> {
     warnings
 }
 
-fn head(text: &mut String, profile: &Profile, width: usize, paint: Paint) {
-    let target = &profile.header.target;
-    let mut who = format!("pid {}", target.tgid);
-    if let Some(inner) = target.inner_tgid {
-        let _ = write!(who, ", {inner} in its namespace");
-    }
-    if let Some(runtime) = &target.runtime {
-        let version = runtime.version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
-        let _ = write!(who, ", {}{version}", runtime.name);
-    }
-    let comm = middle(&escape(&target.comm), width / 2);
-    let who = middle(&escape(&who), width.saturating_sub(comm.chars().count() + 3));
-    line(text, &format!("{} ({who})", paint.bold(&comm)));
-    let cmdline = target.cmdline.join(" ");
-    field(text, "command", &middle(&escape(&cmdline), width - 10), width);
-    field(text, "recorded", &recorded(profile), width);
-    field(text, "RSS", &profile.rss.map_or_else(|| "not read".into(), |rss| memory(&rss)), width);
-    let totals = &profile.totals;
-    let mut unfreed = format!(
-        "{} in {} at {}",
-        size(totals.outstanding_bytes),
-        counted(totals.outstanding_count, "block", "blocks"),
-        counted(totals.sites_outstanding as u64, "call site", "call sites"),
-    );
-    let _ = write!(unfreed, ", {}", growth(totals.growth_bytes_per_s));
-    if let Some(age_ns) = profile.filter.min_age_ns {
-        let _ = write!(unfreed, "; blocks older than {}, growth of any age", seconds(age_ns));
-    }
-    field(text, "unfreed", &unfreed, width);
-    stacks(text, profile, width);
-    if let Some(cost) = profile.cost {
-        let cpu =
-            cost.probe_cpu_percent.map(|percent| format!(", {percent:.1} % of a CPU")).unwrap_or_default();
-        field(text, "probes", &format!("{} hits/s{cpu}", count(cost.probe_hits_per_s.round() as u64)), width);
-    }
-    text.push('\n');
-}
-
-fn field(text: &mut String, name: &str, value: &str, width: usize) {
-    line(text, &wrapped(&format!("{name:<9} {value}"), width, "          ", str::to_owned));
-}
-
-fn recorded(profile: &Profile) -> String {
-    let start = Timestamp::from_nanosecond(i128::from(profile.header.start_realtime_ns))
-        .map(|start| format!("{start:.0}"))
-        .unwrap_or_else(|_| "an unknown time".into());
-    let end = match profile.window.end {
-        Some(EndReason::Duration) => "",
-        Some(EndReason::Interrupted) => ", stopped by the user",
-        Some(EndReason::TargetExited) => ", ended by the target's exit",
-        None => ", unfinished",
-    };
-    format!("{} from {start}{end}", seconds(profile.window.elapsed_ns))
-}
-
-fn memory(rss: &Rss) -> String {
-    format!("{} → {}, {}", size(rss.start_bytes), size(rss.end_bytes), growth(rss.growth_bytes_per_s))
-}
-
 /// Growth, or why there is none.
 pub(super) fn growth(bytes_per_s: Option<f64>) -> String {
     bytes_per_s.map_or_else(|| "growth unknown (too short)".into(), rate)
-}
-
-fn stacks(text: &mut String, profile: &Profile, width: usize) {
-    let stacks = profile.completeness.stacks;
-    if stacks.total == 0 {
-        return field(text, "stacks", "none", width);
-    }
-    let whole = format!(
-        "{} whole ({} of {}), {} of the allocations",
-        percent(stacks.whole, stacks.total),
-        count(stacks.whole),
-        count(stacks.total),
-        percent(stacks.whole_allocated_count, stacks.allocated_count),
-    );
-    field(text, "stacks", &whole, width);
-    for broken in &profile.completeness.broken {
-        let function = broken.function.as_deref().unwrap_or("the allocator's caller");
-        let tail = format!(": {} ({})", broken.end.name(), counted(broken.stacks, "stack", "stacks"));
-        let room = width.saturating_sub(20 + tail.chars().count());
-        field(
-            text,
-            "",
-            &format!("broken at {}{tail}", super::human::function(&escape(function), room)),
-            width,
-        );
-    }
 }
 
 fn sites(text: &mut String, profile: &Profile, width: usize, paint: Paint) {
@@ -202,31 +114,28 @@ fn sites(text: &mut String, profile: &Profile, width: usize, paint: Paint) {
         text.push_str(&blocks(profile, site, shared, width, paint));
         text.push('\n');
     }
-    let more = profile.totals.sites_outstanding - shown.len().min(profile.totals.sites_outstanding);
+    let more = profile.sites_outstanding().saturating_sub(shown.len());
     if shown.is_empty() && more == 0 {
-        line(text, "Nothing allocated while recording is outstanding.");
-        text.push('\n');
+        nothing(text);
     } else if more > 0 {
         let sites = counted(more as u64, "more call site has", "more call sites have");
-        line(text, &paint.dim(&format!("{sites} blocks outstanding (--top)")));
+        let what = if profile.mapped.sites_outstanding > 0 { "memory" } else { "blocks" };
+        line(text, &paint.dim(&format!("{sites} {what} outstanding (--top)")));
         text.push('\n');
     }
 }
 
-/// Breaks a sentence into lines.
-fn wrapped(sentence: &str, width: usize, indent: &str, paint: impl Fn(&str) -> String) -> String {
-    let mut words = sentence.split(' ').map(|word| middle(word, width - indent.len()));
-    let mut lines = vec![words.next().unwrap_or_default()];
-    for word in words {
-        let Some(last) = lines.last_mut() else { break };
-        if last.trim().is_empty() || last.chars().count() + 1 + word.chars().count() <= width {
-            last.push(' ');
-            last.push_str(&word);
-        } else {
-            lines.push(format!("{indent}{word}"));
-        }
+fn groups(text: &mut String, profile: &Profile, width: usize, paint: Paint) {
+    let groups = section::groups(profile, width, paint);
+    if groups.is_empty() {
+        nothing(text);
     }
-    lines.iter().map(|line| paint(line)).collect::<Vec<_>>().join("\n")
+    text.push_str(&groups);
+}
+
+fn nothing(text: &mut String) {
+    line(text, "Nothing allocated while recording is outstanding.");
+    text.push('\n');
 }
 
 /// A file name as a shell takes it.

@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use super::{TableOptions, json, json_text, table};
 use crate::capture::Capture;
-use crate::capture::fixture::{Recording, at, blocks, clean, leaky};
-use crate::model::StackEnd;
-use crate::profile::{Filter, Profile, Sort};
+use crate::capture::fixture::{Recording, at, blocks, clean, leaky, server};
+use crate::model::{Lens, StackEnd};
+use crate::profile::{By, Filter, Profile, Sort};
 
 const PLAIN: TableOptions<'static> = TableOptions { width: 100, color: false, file: Some("leak.offheap") };
 
@@ -76,7 +76,30 @@ fn golden_tables() {
 }
 
 #[test]
+fn golden_tables_of_several_processes() {
+    let text = |width, filter: Filter| {
+        let options = TableOptions { width, ..PLAIN };
+        table(&Profile::new(server().capture(), filter).unwrap(), &options)
+    };
+    assert_golden("report/golden/server.txt", &text(100, Filter::default()));
+    assert_golden("report/golden/server-narrow.txt", &text(80, Filter::default()));
+    let grouped = [By::Process, By::Executable, By::Allocator, By::Class]
+        .map(|by| text(80, Filter { by, ..Filter::default() }))
+        .join("=====\n");
+    assert_golden("report/golden/server-groups.txt", &grouped);
+    let filters = [
+        Filter { lens: Some(Lens::Mmap), tgid: Some(4250), ..Filter::default() },
+        Filter { allocator: Some("JEmalloc".into()), merges_processes: true, ..Filter::default() },
+        Filter { min_age_ns: Some(7_000_000_000), top: Some(1), ..Filter::default() },
+    ];
+    let filtered = filters.map(|filter| text(80, filter)).join("=====\n");
+    assert_golden("report/golden/server-filters.txt", &filtered);
+}
+
+#[test]
 fn golden_json() {
+    assert_golden("report/golden/server.json", &json_text(&profile(&server())));
+
     assert_golden("report/golden/leaky.json", &json_text(&profile(&leaky())));
     assert_golden("report/golden/clean.json", &json_text(&profile(&clean())));
 }
@@ -91,7 +114,7 @@ fn json_text_is_the_json() {
 
 #[test]
 fn tables_keep_to_the_width_and_carry_no_control_characters() {
-    for recording in [leaky(), clean(), crowded()] {
+    for recording in [leaky(), clean(), crowded(), server()] {
         for width in [60, 80, 200] {
             let text = table(&profile(&recording), &TableOptions { width, color: false, file: None });
             for line in text.lines() {
@@ -108,7 +131,7 @@ fn reports_match_their_schema() {
     let schema: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let mut unfinished = leaky();
     unfinished.finish = None;
-    for recording in [leaky(), clean(), crowded(), Recording::new(), unfinished] {
+    for recording in [leaky(), clean(), crowded(), server(), Recording::new(), unfinished] {
         let report = json(&profile(&recording));
         check(&schema, &report, "report").unwrap();
         let mut spoiled = report.clone();
@@ -181,11 +204,11 @@ fn check(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
 /// Everything that is done with a file, whoever wrote it.
 fn digest(path: &Path) -> bool {
     let Ok(capture) = Capture::open(path) else { return false };
-    for (min_age_ns, sort) in [(None, Sort::Growth), (Some(1_000_000_000), Sort::Count)] {
-        let Ok(profile) = Profile::new(capture.clone(), Filter { min_age_ns, sort, ..Filter::default() })
-        else {
-            continue;
-        };
+    let plain = Filter { sort: Sort::Growth, ..Filter::default() };
+    let aged = Filter { min_age_ns: Some(1_000_000_000), sort: Sort::Count, ..Filter::default() };
+    let grouped = Filter { by: By::Executable, merges_processes: true, ..Filter::default() };
+    for filter in [plain, aged, grouped] {
+        let Ok(profile) = Profile::new(capture.clone(), filter) else { continue };
         let text = table(&profile, &TableOptions { width: 80, color: false, file: None });
         assert!(
             text.lines()
@@ -204,12 +227,15 @@ fn digest(path: &Path) -> bool {
 fn damaged_files_never_panic() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mutated.offheap");
-    leaky().write(&path);
-    let whole = fs::read(&path).unwrap();
+    let wholes = [leaky(), server()].map(|recording| {
+        let _ = fs::remove_file(&path);
+        recording.write(&path);
+        fs::read(&path).unwrap()
+    });
     let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut readable = 0;
     for case in 0..600 {
-        let mut bytes = whole.clone();
+        let mut bytes = wholes[case / 8 % 2].clone();
         // From single flips to noise, all over the file or in its rows only.
         for _ in 0..1 << (case % 7) {
             let first = if case % 3 == 0 { 0 } else { 4096 };
