@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use object::read::elf::ProgramHeader as _;
 
 use crate::command::output;
 
@@ -122,16 +123,20 @@ fn pad(archive: &mut Vec<u8>) {
 /// Shared libraries and loader of a program, none if it is static.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let bytes = fs::read(program).with_context(|| format!("cannot read `{}`", program.display()))?;
-    let is_dynamic =
-        object::read::elf::ElfFile64::<object::Endianness>::parse(&*bytes).ok().is_some_and(|file| {
-            file.elf_program_headers()
-                .iter()
-                .any(|header| header.p_type.get(file.endian()) == object::elf::PT_INTERP)
-        });
-    if !is_dynamic {
-        return Ok(Vec::new());
+    let Some(loader) = loader(&bytes) else { return Ok(Vec::new()) };
+    // musl's loader is its C library, and `ldd` knows nothing of it.
+    if loader.to_string_lossy().contains("ld-musl") {
+        return Ok(vec![loader]);
     }
     Ok(parse_ldd(&output(Command::new("ldd").arg(program))?))
+}
+
+/// The loader that a program names.
+fn loader(program: &[u8]) -> Option<PathBuf> {
+    let file = object::read::elf::ElfFile64::<object::Endianness>::parse(program).ok()?;
+    let headers = file.elf_program_headers().iter();
+    let name = headers.filter_map(|header| header.interpreter(file.endian(), program).ok()?).next()?;
+    Some(PathBuf::from(std::str::from_utf8(name).ok()?))
 }
 
 /// Paths in lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f…)`; the vDSO has none.
