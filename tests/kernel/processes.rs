@@ -12,7 +12,8 @@ use tracer_tests::{Result, build, require};
 
 /// Outstanding bytes and blocks of one process and function, and nothing else of that process.
 fn ensure_only(report: &Report, pid: u32, function: &str, wanted: (u64, u64)) -> Result {
-    let of_process = |site: &&Site| site.pid == Some(pid) && site.lens == MALLOC && site.outstanding_count > 0;
+    let of_process =
+        |site: &&Site| site.pid == Some(pid) && site.lens == MALLOC && site.outstanding_count > 0;
     let sites: Vec<&Site> = report.sites.iter().filter(of_process).collect();
     let sum = sites.iter().fold((0, 0), |sum: (u64, u64), site| {
         (sum.0 + site.outstanding_bytes, sum.1 + site.outstanding_count)

@@ -46,8 +46,8 @@ pub fn site_of_stack<C: EbpfContext>(
     // The last return address stood where that of the call was: it is our own trampoline, and no frame. (By the
     // place and not by the mapping: the kernel maps the trampoline at the first hit, unseen by anybody.)
     // Where an allocator function has called another one that is probed too, the inner one's trampoline comes first.
-    let is_unknown =
-        state.event.end == StackEnd::NoMapping as u32 || state.event.end == StackEnd::ForeignReturnProbe as u32;
+    let is_unknown = state.event.end == StackEnd::NoMapping as u32
+        || state.event.end == StackEnd::ForeignReturnProbe as u32;
     let call_end = origin.call_sp.wrapping_add(8);
     if origin.call_sp != 0 && (state.sp == call_end || (is_unknown && state.sp < call_end)) {
         state.event.end = StackEnd::AllocatorCall as u32;

@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{RawTracePointContext, TracePointContext},
 };
 use aya_log_ebpf::info;
-use tracer_common::abi::{EVENT_EXEC, EVENT_FORK, EventHeader, Loss, Process};
+use tracer_common::abi::{EVENT_EXEC, EVENT_FORK, EventHeader, FORK_EXECUTED, Loss, Process};
 
 use crate::{
     atomic, book,
@@ -58,7 +58,7 @@ pub fn new_task(ctx: &TracePointContext) {
     // SAFETY: a map value.
     let process = unsafe { &*process };
     let _ = PROCESSES.insert(child, process, u64::from(BPF_ANY));
-    announce(child, parent, process.epoch);
+    announce(child, u64::from(process.epoch) << 32 | u64::from(parent));
 }
 
 /// Forgets the call that the thread was in and whose memory its process has shared, and tells which stack it leaves.
@@ -84,7 +84,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
         forget_owner(tgid);
         if SETTINGS.load().follow != 0 && PROCESSES.get_ptr(owner).is_some() {
             let _ = PROCESSES.insert(tgid, &Process::EMPTY, u64::from(BPF_ANY));
-            announce(tgid, owner, 0);
+            announce(tgid, FORK_EXECUTED | u64::from(owner));
         }
         return;
     }
@@ -114,8 +114,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
 }
 
 #[inline(always)]
-fn announce(child: u32, parent: u32, epoch: u32) {
-    let value = u64::from(epoch) << 32 | u64::from(parent);
+fn announce(child: u32, value: u64) {
     let event = EventHeader { kind: EVENT_FORK, tgid: child, value };
     if EVENTS.output::<EventHeader>(event, u64::from(BPF_RB_FORCE_WAKEUP)).is_err() {
         book::tally(Loss::EventRingFull, 0);

@@ -7,8 +7,10 @@ pub const EVENT_STACK: u32 = 1;
 /// The process has executed a new program: [`EventHeader`] alone, `value` is the time in ns.
 pub const EVENT_EXEC: u32 = 2;
 /// A traced process has a child with memory of its own: [`EventHeader`] alone, `tgid` is the child, `value` the
-/// parent's process id, and in its upper half the epoch in which the child begins. For a child that had shared its parent's memory, at its exec.
+/// parent's process id, with the epoch in which the child begins from bit 32 on, and [`FORK_EXECUTED`]. For a child that had shared its parent's memory, at its exec.
 pub const EVENT_FORK: u32 = 5;
+/// Set in the value of an [`EVENT_FORK`] whose child has executed a program already.
+pub const FORK_EXECUTED: u64 = 1 << 63;
 /// The unwinder met a program counter in no known mapping: [`EventHeader`] alone, `value` is that pc.
 pub const EVENT_REFRESH: u32 = 3;
 

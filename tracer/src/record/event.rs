@@ -1,8 +1,8 @@
 //! Decodes the records of the event ring. Copies from length-checked slices; unknown kinds are counted.
 
 use tracer_common::abi::{
-    EVENT_EXEC, EVENT_FORK, EVENT_MAPPING, EVENT_REFRESH, EVENT_STACK, EventHeader, LENS_MMAP, MAX_FRAMES,
-    MappingEvent, StackEnd, StackEvent, read,
+    EVENT_EXEC, EVENT_FORK, EVENT_MAPPING, EVENT_REFRESH, EVENT_STACK, EventHeader, FORK_EXECUTED, LENS_MMAP,
+    MAX_FRAMES, MappingEvent, StackEnd, StackEvent, read,
 };
 
 use crate::model::{AllocatorId, Lens};
@@ -35,6 +35,8 @@ pub enum Event {
         parent: u32,
         /// Address-space epoch in which the child begins.
         epoch: u32,
+        /// Whether it has executed a program already.
+        has_executed: bool,
     },
     /// The process has mapped or unmapped something.
     Mapping(MappingEvent),
@@ -60,7 +62,8 @@ pub fn decode(bytes: &[u8]) -> Option<Event> {
         EVENT_FORK => Some(Event::Fork {
             tgid: header.tgid,
             parent: header.value as u32,
-            epoch: (header.value >> 32) as u32,
+            epoch: ((header.value & !FORK_EXECUTED) >> 32) as u32,
+            has_executed: header.value & FORK_EXECUTED != 0,
         }),
         EVENT_MAPPING => read(bytes).map(Event::Mapping),
         EVENT_REFRESH => Some(Event::Refresh { tgid: header.tgid }),

@@ -160,7 +160,12 @@ impl Session {
     }
 
     /// Follows to a child, whose mapping set the kernel has copied. False if it is not recorded.
-    pub(super) fn follow(&mut self, tgid: u32, parent: u32, epoch: u32) -> Result<bool, RecordError> {
+    pub(super) fn follow(
+        &mut self,
+        (tgid, parent): (u32, u32),
+        epoch: u32,
+        has_executed: bool,
+    ) -> Result<bool, RecordError> {
         let Some(number) = NonZeroU32::new(tgid) else { return Ok(false) };
         if self.roster.contains(tgid) {
             return Ok(false);
@@ -172,7 +177,9 @@ impl Session {
             self.forget(tgid);
             return Ok(false);
         };
-        let (parent_row, examined) = (parent.id, target::examine_child(tgid, &parent.target));
+        let parent_row = parent.id;
+        let examined =
+            if has_executed { target::examine(tgid) } else { target::examine_child(tgid, &parent.target) };
         let Ok(process) = examined else {
             self.losses.short_lived += 1;
             self.forget(tgid);
@@ -182,6 +189,9 @@ impl Session {
         let member = member(number, process, id, epoch, &mut self.hints);
         self.enter(member, Some(parent_row))?;
         log::info!("process {tgid} is a child of one that is recorded");
+        if has_executed {
+            log::info!("process {tgid} runs another program");
+        }
         Ok(true)
     }
 

@@ -282,8 +282,8 @@ impl Session {
                         member.is_dirty = true;
                     }
                 }
-                Event::Fork { tgid, parent, epoch } => {
-                    if self.follow(tgid, parent, epoch)? {
+                Event::Fork { tgid, parent, epoch, has_executed } => {
+                    if self.follow((tgid, parent), epoch, has_executed)? {
                         new.push(tgid);
                     }
                 }
