@@ -19,7 +19,7 @@ use std::collections::HashMap;
 
 use filter::Selection;
 
-use crate::capture::{Capture, Header};
+use crate::capture::{Capture, Header, LENS_SETTING};
 use crate::model::{AllocatorId, EndReason, Frame, FrameId, Lens, Object, ObjectId, ProcessId};
 
 pub use aside::SetAside;
@@ -34,9 +34,6 @@ pub use slope::{MIN_POINTS, theil_sen};
 pub use totals::Totals;
 pub use who::{AllocatorSummary, ProcessSummary};
 pub use wrapper::is_wrapper;
-
-/// Setting of a recording that says how memory was observed.
-pub const LENS_SETTING: &str = "lens";
 
 /// When was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
