@@ -5,6 +5,10 @@ use std::path::Path;
 
 use tracer_common::abi::{Loss, SiteCounters};
 
+mod server;
+
+pub(crate) use server::server;
+
 use super::{Capture, CaptureWriter, Header};
 use crate::model::{
     Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Lens, LiveAge, Location, LossTally,
@@ -321,99 +325,5 @@ pub(crate) fn clean() -> Recording {
     for second in 1..=10 {
         recording.tick(second, &[(1, blocks(64, 1000 * second, 1000 * second))], 10 * MIB);
     }
-    recording
-}
-
-/// A web server: a parent that leaks nothing but a file mapping, two workers with the same leak (one of which
-/// ends), a third that executes a helper; two allocators, thread stacks, shared memory, arenas and a heap.
-pub(crate) fn server() -> Recording {
-    let mut recording = Recording::new();
-    let target = |tgid, inner, comm: &str, exe: &str| Target {
-        tgid,
-        inner_tgid: Some(inner),
-        comm: comm.into(),
-        cmdline: vec![exe.into(), "-c".into(), "\u{1b}]0;x\u{7}".into()],
-        exe: Some(exe.into()),
-        runtime: None,
-    };
-    let nginx = "/usr/sbin/nginx";
-    recording.header.target = target(4242, 7, "nginx", nginx);
-    let parent = ProcessId(0);
-    let first = recording.process(Some(parent), 1, target(4250, 8, "nginx", nginx));
-    let second = recording.process(Some(parent), 2, target(4251, 9, "nginx", nginx));
-    let helper =
-        recording.process(Some(second), 7, target(4251, 9, "hel\u{202e}per", "/usr/lib/\u{1b}[31mhelper"));
-    recording.ends =
-        vec![(first, 9 * SECOND_NS, ProcessEnd::Exited), (second, 7 * SECOND_NS, ProcessEnd::Executed)];
-    let glibc = recording.allocator("glibc malloc", "", "/usr/lib/x86_64-linux-gnu/libc.so.6");
-    let jemalloc = recording.allocator("jemalloc", "je_", "/opt/lib/\u{1b}[1mlibjemalloc.so.2");
-    recording.allocator("mimalloc", "mi_", "/opt/lib/libmimalloc.so");
-
-    let object = recording.object(nginx, Some("aa11"));
-    let libc = recording.object("/usr/lib/x86_64-linux-gnu/libc.so.6", Some("cc33"));
-    let main = recording.frame(object, 0x900, at("main", "nginx.c", 196));
-    let cycle = recording.frame(object, 0x910, at("ngx_worker_process_cycle", "ngx_process_cycle.c", 700));
-    let leak = recording.frame(object, 0x920, at("ngx_http_lua_cache_store", "ngx_http_lua_cache.c", 41));
-    let pool = recording.frame(object, 0x930, at("ngx_thread_pool_init", "ngx_thread_pool.c", 113));
-    let zone = recording.frame(object, 0x940, at("ngx_shm_alloc", "ngx_shmem.c", 15));
-    let open = recording.frame(object, 0x950, at("ngx_open_cached_file", "ngx_open_file_cache.c", 140));
-    let grow = recording.frame(object, 0x960, at("ngx_array_push", "ngx_array.c", 47));
-    let mmap = recording.frame(libc, 0x100, at("mmap64", "mmap64.c", 58));
-    let create = recording.frame(libc, 0x200, at("pthread_create@@GLIBC_2.34", "pthread_create.c", 835));
-
-    let whole = StackEnd::ThreadStart;
-    recording.stack_of(1, first, (Lens::Malloc, Some(jemalloc)), whole, &[leak, cycle, main]);
-    recording.stack_of(2, second, (Lens::Malloc, Some(jemalloc)), whole, &[leak, cycle, main]);
-    recording.stack_of(3, parent, (Lens::Malloc, Some(glibc)), whole, &[grow, main]);
-    recording.stack_of(4, parent, (Lens::Mmap, None), whole, &[mmap, open, main]);
-    recording.stack_of(5, first, (Lens::Mmap, None), whole, &[create, pool, cycle, main]);
-    recording.stack_of(6, parent, (Lens::Mmap, None), whole, &[mmap, zone, main]);
-    recording.stack_of(7, first, (Lens::Mmap, Some(jemalloc)), whole, &[mmap, leak, cycle, main]);
-    recording.stack_of(8, second, (Lens::Mmap, Some(jemalloc)), whole, &[mmap, leak, cycle, main]);
-    recording.stack_of(9, parent, (Lens::Mmap, Some(glibc)), whole, &[grow, main]);
-    recording.stack_of(10, helper, (Lens::Mmap, None), whole, &[main]);
-    recording.stack_of(11, helper, (Lens::Mmap, None), whole, &[mmap, main]);
-    recording.class(4, MemoryClass::FileMapping, Some("/var/cache/\u{1b}[5mnginx/meta"));
-    recording.class(5, MemoryClass::ThreadStack, Some("stacks of 2 ended threads, not joined"));
-    recording.class(6, MemoryClass::SharedMemory, None);
-    recording.class(7, MemoryClass::AllocatorArena, None);
-    recording.class(8, MemoryClass::AllocatorArena, None);
-    recording.class(9, MemoryClass::BrkHeap, None);
-    recording.class(10, MemoryClass::ManagedHeap, Some("LuaJIT \u{1b}[2Jheap"));
-    for second_ in 1..=10 {
-        let mut samples = vec![
-            (1, blocks(1024, 100 * second_, 0)),
-            (3, blocks(64, 1000 * second_, 990 * second_)),
-            (7, blocks(2 * MIB, second_, 0)),
-        ];
-        if second_ >= 2 && second_ <= 7 {
-            samples.push((2, blocks(1024, 80 * second_, 0)));
-        }
-        if second_ == 3 {
-            samples.push((4, blocks(300 << 10, 2, 0)));
-            samples.push((5, blocks(8 * MIB, 3, 1)));
-            samples.push((6, blocks(5 * MIB, 1, 0)));
-            samples.push((8, blocks(2 * MIB, 4, 1)));
-            samples.push((9, blocks(132 << 10, 1, 0)));
-        }
-        if second_ == 8 {
-            samples.push((10, blocks(16 * MIB, 1, 0)));
-            samples.push((11, blocks(4096, 1, 0)));
-        }
-        recording.tick(second_, &samples, 5 * MIB + second_ * 4096);
-        if second_ <= 9 {
-            recording.rss(first, second_, 8 * MIB + second_ * MIB);
-        }
-        match second_ {
-            2..=7 => recording.rss(second, second_, 9 * MIB),
-            8.. => recording.rss(helper, second_, 30 * MIB),
-            _ => {}
-        }
-    }
-    recording.live_ages = vec![
-        LiveAge { site: 1, born_ns: 2 * SECOND_NS, count: 1000, bytes: 1000 * 1024 },
-        LiveAge { site: 2, born_ns: 2 * SECOND_NS, count: 560, bytes: 560 * 1024 },
-        LiveAge { site: 3, born_ns: 9 * SECOND_NS, count: 100, bytes: 6400 },
-    ];
     recording
 }

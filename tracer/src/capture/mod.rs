@@ -29,6 +29,10 @@ pub use write::CaptureWriter;
 
 use crate::model::Target;
 
+/// Name of the setting that says how memory was observed: names of lenses, separated by commas. Without it,
+/// allocator calls were observed, and mappings if the capture has any.
+pub const LENS_SETTING: &str = "lens";
+
 /// What is known when a recording begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {

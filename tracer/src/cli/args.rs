@@ -183,6 +183,10 @@ pub(super) struct RecordArgs {
     #[command(flatten)]
     pub allocator: AllocatorArgs,
 
+    /// What to look at: allocator calls, mappings, or both
+    #[arg(long, value_delimiter = ',', default_value = "malloc,mmap", help_heading = "What to record", value_parser = choice!(LensKey))]
+    pub lens: Vec<LensKey>,
+
     /// Capture file [default: offheap-COMM-PID-DATE-TIME.offheap]
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     pub output: Option<PathBuf>,

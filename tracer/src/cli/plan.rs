@@ -243,6 +243,8 @@ pub struct RecordPlan {
     pub max_size_bytes: u64,
     /// Bounds of the kernel's tables.
     pub limits: Limits,
+    /// What is looked at; never empty, nothing twice.
+    pub lenses: Vec<LensKey>,
     /// Whether children are recorded too.
     pub follow: bool,
     /// Most processes at one time.

@@ -8,7 +8,7 @@ use super::args::{
 };
 use super::message::not_a_command;
 use super::plan::{
-    Action, AllocatorSelection, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, Limits,
+    Action, AllocatorSelection, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, LensKey, Limits,
     RecordPlan, ReportPlan, Scope, Selection, TargetPlan, Verbosity,
 };
 
@@ -146,6 +146,7 @@ fn quick_record(
         min_size_bytes: 0,
         max_size_bytes: u64::MAX,
         limits: Limits::DEFAULT,
+        lenses: vec![LensKey::Malloc, LensKey::Mmap],
         follow: true,
         max_processes: DEFAULT_MAX_PROCESSES,
         selection,
@@ -184,12 +185,18 @@ fn record(args: RecordArgs) -> Result<RecordPlan, String> {
             max_threads: args.max_threads.unwrap_or(limits.max_threads),
             stack_ring_bytes: args.stack_ring.unwrap_or(limits.stack_ring_bytes),
         },
+        lenses: lenses(&args.lens),
         follow: !args.no_follow,
         max_processes: args.max_processes,
         selection: allocator_selection(args.allocator),
         bpf_log: args.bpf_log,
         then_report: false,
     })
+}
+
+/// Each once, in their own order.
+fn lenses(given: &[LensKey]) -> Vec<LensKey> {
+    [LensKey::Malloc, LensKey::Mmap].into_iter().filter(|lens| given.contains(lens)).collect()
 }
 
 fn record_target(args: &RecordArgs) -> Result<TargetPlan, String> {

@@ -91,6 +91,7 @@ fn a_recording_has_defaults() {
         min_size_bytes: 0,
         max_size_bytes: u64::MAX,
         limits: Limits::DEFAULT,
+        lenses: vec![LensKey::Malloc, LensKey::Mmap],
         follow: true,
         max_processes: 256,
         selection: AllocatorSelection::default(),
@@ -105,7 +106,7 @@ fn a_recording_has_defaults() {
 fn a_recording_takes_every_option() {
     let plan = record_plan(
         "record --duration 5m --interval 500ms -o out.offheap --force --min-size 64B --max-size 1MiB \
-         --max-live-blocks 5000 --max-sites 128 --max-threads 64 --stack-ring 1MiB --max-processes 9 --no-follow --bpf-log debug -p 7",
+         --max-live-blocks 5000 --max-sites 128 --max-threads 64 --stack-ring 1MiB --lens mmap --max-processes 9 --no-follow --bpf-log debug -p 7",
     );
     let expected = RecordPlan {
         target: TargetPlan::Processes(vec![pid(7)]),
@@ -116,6 +117,7 @@ fn a_recording_takes_every_option() {
         min_size_bytes: 64,
         max_size_bytes: 1 << 20,
         limits: Limits { max_live_blocks: 5000, max_sites: 128, max_threads: 64, stack_ring_bytes: 1 << 20 },
+        lenses: vec![LensKey::Mmap],
         follow: false,
         max_processes: 9,
         selection: AllocatorSelection::default(),
@@ -123,6 +125,18 @@ fn a_recording_takes_every_option() {
         then_report: false,
     };
     assert_eq!(plan, expected);
+}
+
+#[test]
+fn lenses_are_named_once_each() {
+    for (line, wanted) in [
+        ("record 7 --lens malloc", vec![LensKey::Malloc]),
+        ("record 7 --lens mmap,malloc", vec![LensKey::Malloc, LensKey::Mmap]),
+        ("record 7 --lens mmap --lens mmap", vec![LensKey::Mmap]),
+    ] {
+        assert_eq!(record_plan(line).lenses, wanted, "{line}");
+    }
+    assert!(complaint("record 7 --lens heap").contains("`malloc` or `mmap`"));
 }
 
 #[test]

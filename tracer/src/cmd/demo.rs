@@ -15,8 +15,8 @@ use crate::{
     attach::{feature, target},
     capture::Capture,
     cli::plan::{
-        AllocatorSelection, DEFAULT_MAX_PROCESSES, ExportFormat, ExportPlan, GroupKey, Limits, RecordPlan,
-        ReportFormat, ReportPlan, Selection, SortKey, TargetPlan,
+        AllocatorSelection, DEFAULT_MAX_PROCESSES, ExportFormat, ExportPlan, GroupKey, LensKey, Limits,
+        RecordPlan, ReportFormat, ReportPlan, Selection, SortKey, TargetPlan,
     },
     profile::{Filter, Profile},
     record::Session,
@@ -123,6 +123,7 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
         min_size_bytes: 0,
         max_size_bytes: u64::MAX,
         limits: Limits::DEFAULT,
+        lenses: vec![LensKey::Malloc],
         follow: true,
         max_processes: DEFAULT_MAX_PROCESSES,
         selection: AllocatorSelection::default(),

@@ -21,8 +21,9 @@ use crate::{
     capture::Owner,
     cli::{
         default_capture_name,
-        plan::{BpfLogLevel, RecordPlan, Scope, TargetPlan, Verbosity},
+        plan::{BpfLogLevel, LensKey, RecordPlan, Scope, TargetPlan, Verbosity},
     },
+    model::Lens,
     record::{Outcome, Progress, RecordOptions, Session},
 };
 
@@ -170,12 +171,20 @@ pub(super) fn options(plan: &RecordPlan, processes: &[TargetProcess], owner: Opt
         selection: plan.selection.clone(),
         bpf_log: plan.bpf_log.map(log_level),
         owner,
+        lenses: plan.lenses.iter().map(|lens| lens_of(*lens)).collect(),
         follow: plan.follow,
         max_processes: plan.max_processes,
         scope: match &plan.target {
             TargetPlan::Scope(scope) => Some(scope.clone()),
             _ => None,
         },
+    }
+}
+
+fn lens_of(lens: LensKey) -> Lens {
+    match lens {
+        LensKey::Malloc => Lens::Malloc,
+        LensKey::Mmap => Lens::Mmap,
     }
 }
 

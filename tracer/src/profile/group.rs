@@ -53,8 +53,9 @@ impl Group {
     }
 }
 
-/// The groups in order, those that the filter keeps; none where sites are not grouped.
-pub(super) fn fold(capture: &Capture, sites: &[Site], filter: &Filter) -> Vec<Group> {
+/// The groups in order, those that the filter keeps, and how many there are with something outstanding; none
+/// where sites are not grouped.
+pub(super) fn fold(capture: &Capture, sites: &[Site], filter: &Filter) -> (Vec<Group>, usize) {
     let mut index: HashMap<GroupKey, usize> = HashMap::new();
     let mut groups: Vec<Group> = Vec::new();
     let known = Names::new(capture);
@@ -80,8 +81,9 @@ pub(super) fn fold(capture: &Capture, sites: &[Site], filter: &Filter) -> Vec<Gr
         group.numbers.extend_from_slice(&site.numbers);
     }
     order(&mut groups, capture, filter);
+    let outstanding = groups.iter().filter(|group| group.outstanding().1 > 0).count();
     groups.truncate(filter.top.unwrap_or(usize::MAX));
-    groups
+    (groups, outstanding)
 }
 
 fn order(groups: &mut [Group], capture: &Capture, filter: &Filter) {

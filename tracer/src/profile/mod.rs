@@ -19,7 +19,7 @@ use std::collections::HashMap;
 
 use filter::Selection;
 
-use crate::capture::{Capture, Header};
+use crate::capture::{Capture, Header, LENS_SETTING};
 use crate::model::{AllocatorId, EndReason, Frame, FrameId, Lens, Object, ObjectId, ProcessId};
 
 pub use aside::SetAside;
@@ -34,9 +34,6 @@ pub use slope::{MIN_POINTS, theil_sen};
 pub use totals::Totals;
 pub use who::{AllocatorSummary, ProcessSummary};
 pub use wrapper::is_wrapper;
-
-/// Setting of a recording that says how memory was observed.
-pub const LENS_SETTING: &str = "lens";
 
 /// When was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +95,8 @@ pub struct Profile {
     pub sites: Vec<Site>,
     /// Sites summed as the filter says; empty where it does not.
     pub groups: Vec<Group>,
+    /// Groups with something outstanding, also those that were cut.
+    pub groups_outstanding: usize,
     /// Memory of allocators and runtimes, after the filter. It is no leak, and is in no other sum.
     pub set_aside: Vec<SetAside>,
     /// Sentences for the user.
@@ -124,7 +123,7 @@ impl Profile {
         let set_aside =
             numbers.iter().filter(|number| number.is_set_aside() && selection.takes_number(number));
         let set_aside = aside::fold(&capture.series, set_aside);
-        let groups = group::fold(&capture, &sites, &filter);
+        let (groups, groups_outstanding) = group::fold(&capture, &sites, &filter);
         sites.truncate(filter.top.unwrap_or(usize::MAX));
         let seconds = elapsed_ns as f64 / 1e9;
         let cost = capture.overhead.filter(|_| elapsed_ns > 0).map(|overhead| Cost {
@@ -148,6 +147,7 @@ impl Profile {
             mapped,
             sites,
             groups,
+            groups_outstanding,
             set_aside,
             hints: capture.hints,
             filter,

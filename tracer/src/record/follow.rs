@@ -19,7 +19,7 @@ use crate::{
         AttachError, discover,
         target::{self, TargetProcess},
     },
-    model::{Allocator, AllocatorId, Process, ProcessEnd, ProcessId, Target},
+    model::{Allocator, AllocatorId, Lens, Process, ProcessEnd, ProcessId, Target},
     symbolize::PerfMapSource,
 };
 
@@ -47,6 +47,7 @@ fn member(
         programs: vec![program(process.target, process.uid, row, epoch, hints)],
         code: ProcessCode::new(tgid, epoch),
         mappings: MappingBook::default(),
+        absence: None,
         links: Links::default(),
         is_dirty: true,
         exit: Some(process.exit),
@@ -121,7 +122,7 @@ impl Session {
             member.mappings.set_break(address);
         }
         let mut added = 0;
-        if changed || member.links.is_empty() {
+        if self.options.lenses.contains(&Lens::Malloc) && (changed || member.links.is_empty()) {
             let allocators = self.discoverer.discover(tgid.get())?;
             for allocator in &allocators {
                 if self.allocators.insert(allocator.number) {
@@ -130,6 +131,9 @@ impl Session {
             }
             let probes: Vec<_> = allocators.iter().flat_map(|allocator| probes_of(allocator)).collect();
             added = member.links.place(&mut self.programs, Purpose::Trace, tgid, &probes)?;
+            let runtime = member.program().target.runtime.as_ref();
+            let is_go = runtime.is_some_and(|runtime| runtime.name == "go");
+            member.absence = member.links.is_empty().then(|| self.discoverer.absence(is_go));
         }
         if changed && is_published {
             log::info!("followed the code of process {tgid}");
@@ -141,21 +145,20 @@ impl Session {
         Ok(added)
     }
 
-    /// Refuses to go on without an allocator.
+    /// Refuses to go on if nothing at all can be seen: no allocator, and no mappings either.
     ///
     /// # Errors
     /// [`AttachError::NoAllocator`].
     pub fn require_probes(&mut self) -> Result<(), RecordError> {
-        if self.probe_count() > 0 {
+        if self.follows_mappings() || self.probe_count() > 0 {
             return Ok(());
         }
         let Some(member) = self.roster.alive().next() else { return Ok(()) };
-        let target = &member.program().target;
-        let is_go = target.runtime.as_ref().is_some_and(|runtime| runtime.name == "go");
+        let Some(absence) = member.absence else { return Ok(()) };
         Err(RecordError::Discover(AttachError::NoAllocator {
             tgid: member.tgid.get(),
-            comm: target.comm.clone(),
-            hint: self.discoverer.absence(is_go).hint(),
+            comm: member.program().target.comm.clone(),
+            hint: absence.hint(),
         }))
     }
 

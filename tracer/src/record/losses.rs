@@ -20,6 +20,8 @@ pub struct OwnLosses {
     pub skipped_mapping_runs: u64,
     /// What the books of mappings could not do.
     pub mappings: BookTallies,
+    /// 1 if mappings were asked for and cannot be recorded.
+    pub without_mappings: u64,
     /// Processes without a probe, because no allocator was found in them.
     pub without_allocator: u64,
 }
@@ -55,6 +57,11 @@ const NO_ALLOCATOR: Row = (
     "Processes in which no allocator function was found: their allocations are not in the result, only their mappings.",
 );
 
+const NO_MAPPINGS: Row = (
+    "no-mappings",
+    true,
+    "Mappings were to be recorded, and could not be: only allocator calls are in the result.",
+);
 const MAPPING_PROGRAM_SKIPPED: Row = (
     "mapping-program-skipped",
     true,
@@ -99,6 +106,7 @@ pub fn rows(tallies: &[(Loss, Tally)], own: &OwnLosses) -> Vec<LossTally> {
             row(PROCESS_LIMIT, own.unfollowed),
             row(SHORT_LIVED_CHILD, own.short_lived),
             row(NO_ALLOCATOR, own.without_allocator),
+            row(NO_MAPPINGS, own.without_mappings),
         ])
         .collect()
 }

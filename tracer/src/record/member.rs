@@ -4,6 +4,7 @@ use std::{num::NonZeroU32, os::fd::OwnedFd};
 
 use super::{link::Links, mapping::MappingBook, process_code::ProcessCode};
 use crate::{
+    attach::absence::Absence,
     model::{ProcessId, Target},
     symbolize::PerfMapSource,
 };
@@ -32,6 +33,8 @@ pub struct Member {
     pub code: ProcessCode,
     /// What it has mapped.
     pub mappings: MappingBook,
+    /// Why it has no probes; `None` if it has some, or shall have none.
+    pub absence: Option<Absence>,
     /// Its probes.
     pub links: Links,
     /// Whether its mappings are to be read again.

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     attach::{scope::Scope, selection::Selection},
-    capture::{Header, Owner},
-    model::{EndReason, Target},
+    capture::{Header, LENS_SETTING, Owner},
+    model::{EndReason, Lens, Target},
 };
 
 /// What to record.
@@ -35,6 +35,8 @@ pub struct RecordOptions {
     pub bpf_log: Option<log::Level>,
     /// Who shall own the capture; `None`: whoever runs this.
     pub owner: Option<Owner>,
+    /// What is looked at.
+    pub lenses: Vec<Lens>,
     /// Whether children are recorded too.
     pub follow: bool,
     /// Most processes that are recorded at the same time.
@@ -80,7 +82,9 @@ pub struct Outcome {
 /// What is known at the begin; `target` is the first process.
 pub(super) fn header(target: Target, options: &RecordOptions) -> Header {
     let limits = options.limits;
+    let lenses: Vec<&str> = options.lenses.iter().map(|lens| lens.name()).collect();
     let settings = [
+        (LENS_SETTING, lenses.join(",")),
         ("interval_ns", options.interval.as_nanos().to_string()),
         ("min_size_bytes", options.min_size_bytes.to_string()),
         ("max_size_bytes", options.max_size_bytes.to_string()),

@@ -31,9 +31,9 @@ use super::{
     wait::{Signals, any_readable, clear, until, watched},
 };
 use crate::{
-    attach::{AttachError, discover::Discoverer, maps, target::TargetProcess},
+    attach::{AttachError, absence::Absence, discover::Discoverer, maps, target::TargetProcess},
     capture::CaptureWriter,
-    model::{EndReason, ProcessEnd},
+    model::{EndReason, Lens, ProcessEnd, Target},
 };
 
 /// Growth of RSS without a single probe hit, in bytes, from which the self-test speaks.
@@ -113,6 +113,7 @@ impl Session {
             writer.add_process(&super::follow::row(&member, None, 0))?;
             roster.add(member).map_err(system("watch for exits"))?;
         }
+        let lenses = options.lenses.clone();
         Ok(Self {
             discoverer: Discoverer::new(options.selection.clone()),
             allocators: BTreeSet::new(),
@@ -122,7 +123,7 @@ impl Session {
             store,
             roster,
             hooks: None,
-            is_without_mappings: false,
+            is_without_mappings: !lenses.contains(&Lens::Mmap),
             watches,
             book: StackBook::default(),
             writer,
@@ -309,10 +310,16 @@ impl Session {
         match MappingHooks::attach(&mut self.programs.bpf) {
             Ok(hooks) => self.hooks = Some(hooks),
             Err(error) => {
-                self.hints.insert(format!("mappings are not followed: {error}"));
+                self.hints.insert(format!("mappings are not recorded: {error}"));
+                self.losses.without_mappings = 1;
                 self.is_without_mappings = true;
             }
         }
+    }
+
+    /// Whether mappings are recorded.
+    pub(super) fn follows_mappings(&self) -> bool {
+        self.hooks.is_some()
     }
 
     /// Compares the books that want it with what the kernel says. The ring is emptied before and behind.
@@ -387,7 +394,11 @@ impl Session {
         if let Some(hooks) = &self.hooks {
             own.skipped_mapping_runs = hooks.skipped_runs(&self.programs.bpf)?;
         }
-        self.roster.all().for_each(|member| own.mappings.add(&member.mappings.tallies()));
+        for member in self.roster.all() {
+            own.mappings.add(&member.mappings.tallies());
+            // Go's own memory comes from mappings only.
+            own.without_allocator += u64::from(member.absence.is_some_and(|why| why != Absence::Go));
+        }
         Ok(own)
     }
 
@@ -437,6 +448,15 @@ impl Session {
         self.name_frames()?;
         let probe_hits = self.probe_hits(&self.programs.tallies()?);
         self.hints.extend(self.silence(probe_hits));
+        for member in self.roster.all() {
+            self.hints.extend(member.absence.map(|why| {
+                let Target { comm, tgid, .. } = &member.program().target;
+                format!(
+                    "no allocator was found in process {tgid} (`{comm}`), so only its mappings are here: {}",
+                    why.hint()
+                )
+            }));
+        }
         for hint in &self.hints {
             self.writer.add_hint(hint)?;
         }

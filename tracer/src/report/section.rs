@@ -63,7 +63,7 @@ pub(super) fn processes(profile: &Profile, width: usize, paint: Paint) -> String
         )
     };
     columns.push(Column::word("RSS", column(&rss)).dispensable(2));
-    let more = more(profile.processes.len() - rows.len(), "process that holds", "processes that hold");
+    let more = more(profile.processes.len() - rows.len(), "more process", "more processes");
     section("processes", columns, more, width, paint)
 }
 
@@ -95,7 +95,7 @@ pub(super) fn allocators(profile: &Profile, width: usize, paint: Paint) -> Strin
             .dispensable(4),
         Column::name("file", NAME_WIDTH, text(&|allocator| base_name(&allocator.path))).dispensable(1),
     ]);
-    section("allocators", columns, more(hidden, "allocator that holds", "allocators that hold"), width, paint)
+    section("allocators", columns, more(hidden, "more allocator", "more allocators"), width, paint)
 }
 
 /// What allocators and runtimes have, where they have something.
@@ -118,7 +118,7 @@ pub(super) fn set_aside(profile: &Profile, width: usize, paint: Paint) -> String
         Column::word("", column(&|row| growth(row.growth_bytes_per_s))).dispensable(1),
         Column::name("", 2 * NAME_WIDTH, column(&|row| what(profile, row))),
     ];
-    section(SET_ASIDE, columns, more(hidden, "kind that has", "kinds that have"), width, paint)
+    section(SET_ASIDE, columns, more(hidden, "more kind", "more kinds"), width, paint)
 }
 
 /// Class, allocator, and what else is known.
@@ -162,7 +162,8 @@ pub(super) fn groups(profile: &Profile, width: usize, paint: Paint) -> String {
     columns.push(Column::number("share", column(&|row| percent(row.outstanding().0, all))).dispensable(2));
     columns.push(Column::word("growth", column(&|row| growth(row.growth_bytes_per_s))).dispensable(1));
     columns.push(Column::name("", GROUP_WIDTH, column(&|row| group_name(profile, &row.key))));
-    section(title, columns, None, width, paint)
+    let hidden = profile.groups_outstanding.saturating_sub(rows.len());
+    section(title, columns, more(hidden, "more group", "more groups"), width, paint)
 }
 
 /// What the sites of a group have in common, for people.
@@ -189,7 +190,7 @@ pub(super) fn process_name(profile: &Profile, ids: &[crate::model::ProcessId]) -
 }
 
 fn more(hidden: usize, one: &str, many: &str) -> Option<String> {
-    (hidden > 0).then(|| format!("… {} less", counted(hidden as u64, one, many)))
+    (hidden > 0).then(|| format!("… and {}", counted(hidden as u64, one, many)))
 }
 
 fn section(title: &str, columns: Vec<Column>, more: Option<String>, width: usize, paint: Paint) -> String {

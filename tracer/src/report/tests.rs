@@ -91,6 +91,7 @@ fn golden_tables_of_several_processes() {
         Filter { lens: Some(Lens::Mmap), tgid: Some(4250), ..Filter::default() },
         Filter { allocator: Some("JEmalloc".into()), merges_processes: true, ..Filter::default() },
         Filter { min_age_ns: Some(7_000_000_000), top: Some(1), ..Filter::default() },
+        Filter { by: By::Process, top: Some(1), ..Filter::default() },
     ];
     let filtered = filters.map(|filter| text(80, filter)).join("=====\n");
     assert_golden("report/golden/server-filters.txt", &filtered);
