@@ -31,8 +31,8 @@ use crate::{
         discover::{Allocator, Discoverer},
         target::TargetProcess,
     },
-    capture::{CaptureWriter, Header, LENS_SETTING, Owner},
-    model::{EndReason, Frame, Lens, LossTally, ProcessId, RssSample, Target},
+    capture::{CaptureWriter, Header, Owner},
+    model::{EndReason, Frame, LossTally, ProcessId, RssSample, Target},
     symbolize::PerfMapSource,
 };
 
@@ -506,7 +506,6 @@ impl Session {
 fn header(target: &Target, options: &RecordOptions) -> Header {
     let limits = options.limits;
     let settings = [
-        (LENS_SETTING, Lens::Malloc.name().to_owned()),
         ("interval_ns", options.interval.as_nanos().to_string()),
         ("min_size_bytes", options.min_size_bytes.to_string()),
         ("max_size_bytes", options.max_size_bytes.to_string()),
