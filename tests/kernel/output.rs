@@ -113,7 +113,8 @@ fn json_schema() -> Result {
 fn folded_sums_equal_the_report() -> Result {
     require!();
     let finished = record(&["leak 10 100", "stacks 30 50", "balance 10 10"])?;
-    let (bytes, _) = finished.report()?.outstanding();
+    let report = finished.report()?;
+    let (bytes, _) = report.outstanding();
     ensure!(bytes == 2500, "{bytes} bytes outstanding");
     let capture = finished.capture();
     let options = ["--format", "folded", "--lens", "malloc"].map(OsStr::new);

@@ -203,11 +203,11 @@ static SITE void site_fail(void)
     char *start = map(3);
     MUST(munmap(start + 1, PAGE) == -1 && errno == EINVAL);
     MUST(munmap(start, opaque(0)) == -1 && errno == EINVAL);
-    /* Announced, and then refused: the range reaches beyond what a process can have. */
-    MUST(munmap(start, opaque(1ul << 48)) == -1 && errno == EINVAL);
-    MUST(mremap(start, PAGES(3), opaque(1ul << 46), MREMAP_MAYMOVE) == MAP_FAILED);
+    /* Announced, and then refused: the range reaches beyond what a process can have, with five levels too. */
+    MUST(munmap(start, opaque(1ul << 60)) == -1 && errno == EINVAL);
+    MUST(mremap(start, PAGES(3), opaque(1ul << 60), MREMAP_MAYMOVE) == MAP_FAILED);
     MUST(mremap(start, PAGES(3), PAGES(4), 64) == MAP_FAILED);
-    MUST(mmap(NULL, opaque(1ul << 48), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED);
+    MUST(mmap(NULL, opaque(1ul << 60), PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED);
     MUST(mmap(NULL, opaque(PAGE), PROT_READ, MAP_PRIVATE, -1, 0) == MAP_FAILED);
     expect("site_fail", PAGES(3), 1, PAGES(3), 1);
 }

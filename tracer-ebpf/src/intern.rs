@@ -43,13 +43,11 @@ pub fn site_of_stack<C: EbpfContext>(
     walk::walk(slot, index, tgid, start);
     // SAFETY: a map value that this program has claimed.
     let state = unsafe { &mut *slot };
-    // The last return address stood where that of the call was: it is our own trampoline, and no frame. (By the
-    // place and not by the mapping: the kernel maps the trampoline at the first hit, unseen by anybody.)
-    // Where an allocator function has called another one that is probed too, the inner one's trampoline comes first.
-    let is_unknown = state.event.end == StackEnd::NoMapping as u32
-        || state.event.end == StackEnd::ForeignReturnProbe as u32;
-    let call_end = origin.call_sp.wrapping_add(8);
-    if origin.call_sp != 0 && (state.sp == call_end || (is_unknown && state.sp < call_end)) {
+    let is_trampoline = state.event.end == StackEnd::ForeignReturnProbe as u32
+        // The kernel maps the trampoline at the first hit, and the mapping set may not have it yet.
+        || state.event.end == StackEnd::NoMapping as u32;
+    if origin.call_sp != 0 && is_trampoline && state.sp <= origin.call_sp.wrapping_add(8) {
+        // Our own, of the call that the thread is in or of one inside it; it is no frame.
         state.event.end = StackEnd::AllocatorCall as u32;
         state.event.frame_count = state.event.frame_count.saturating_sub(1);
     }

@@ -103,7 +103,7 @@ fn parse_prefix(text: &str) -> Result<String, String> {
 #[derive(Debug, Subcommand)]
 pub(super) enum CommandArgs {
     /// Record a process's allocations into a capture file
-    Record(RecordArgs),
+    Record(Box<RecordArgs>),
     /// Print which call sites hold unfreed memory
     Report(ReportArgs),
     /// Write a capture in the format of another tool

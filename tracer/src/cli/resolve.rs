@@ -58,7 +58,7 @@ pub(super) fn resolve(args: OffheapArgs, environment: &Environment) -> Result<In
 
 fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Result<Action, String> {
     Ok(match command {
-        CommandArgs::Record(args) => Action::Record(record(args)?),
+        CommandArgs::Record(args) => Action::Record(record(*args)?),
         CommandArgs::Report(args) => Action::Report(report(args, color, width)?),
         CommandArgs::Export(ExportArgs { file, format, output, force, selection: only }) => {
             Action::Export(ExportPlan { file, format, selection: selection(only)?, output, force })

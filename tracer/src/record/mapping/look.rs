@@ -46,12 +46,10 @@ impl MappingBook {
         }
         self.is_stale = false;
         self.measure_segments(entries);
-        if let Some(heap) = entries.iter().rev().find(|entry| entry.name == b"[heap]")
-            && self.break_address.is_none_or(|address| {
-                !touched.is_touched(address.saturating_sub(1), address.saturating_add(1))
-            })
-        {
-            self.break_address = Some(heap.end);
+        // Only where it is not known: the record of a move that is seen here may still be on its way.
+        if self.break_address.is_none() {
+            let heap = entries.iter().rev().find(|entry| entry.name == b"[heap]");
+            self.break_address = heap.map(|heap| heap.end);
         }
         for (part, seen) in self.compare(entries) {
             if touched.is_touched(part.start, part.end) {
