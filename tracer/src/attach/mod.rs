@@ -1,6 +1,7 @@
 //! Finds the target's allocators and decides where each probe goes. Reads /proc and files, changes nothing.
 
 pub mod absence;
+mod allocator;
 mod allocator_name;
 mod calls;
 mod code;
@@ -8,6 +9,7 @@ pub mod discover;
 mod error;
 pub mod exits;
 pub mod feature;
+pub mod group;
 pub mod launch;
 pub mod maps;
 pub mod object;
