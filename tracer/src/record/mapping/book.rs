@@ -106,7 +106,8 @@ impl MappingBook {
     pub fn apply(&mut self, event: &MappingEvent) {
         self.events += 1;
         let origin = MappingOrigin(event.origin);
-        let (start, end) = span(event.address, event.length, event.flags_of_mmap());
+        let flags = if event.operation == OPERATION_MAP { event.flags } else { 0 };
+        let (start, end) = span(event.address, event.length, flags);
         match event.operation {
             OPERATION_THREAD_START => return self.thread(event.address, 1),
             OPERATION_THREAD_EXIT => {
@@ -412,15 +413,4 @@ fn span(address: u64, length: u64, mmap_flags: u32) -> (u64, u64) {
     let start = address & !(PAGE_BYTES - 1);
     let end = length.checked_next_multiple_of(page_bytes).and_then(|length| start.checked_add(length));
     (start, end.unwrap_or(start))
-}
-
-/// Flags of an `mmap`, which can change the size of the page.
-trait MmapFlags {
-    fn flags_of_mmap(&self) -> u32;
-}
-
-impl MmapFlags for MappingEvent {
-    fn flags_of_mmap(&self) -> u32 {
-        if self.operation == OPERATION_MAP { self.flags } else { 0 }
-    }
 }
