@@ -7,6 +7,7 @@
 mod errors;
 mod lifecycle;
 mod losses;
+mod managed;
 mod native;
 mod old_kernel;
 mod output;

@@ -31,6 +31,7 @@ const NEEDS: &[Need] = &[
     need("nodejs", &["node"]),
     need("libnode-dev", &["/usr/include/node/node_api.h"]),
     need("openjdk-17-jdk-headless", &["java", "javac"]),
+    need("golang-go", &["go"]),
     need("python3-dev", &["python3", "python3-config"]),
     need("qemu-system-x86", &["qemu-system-x86_64"]),
     need("seabios", &["/usr/share/seabios/bios-256k.bin"]),

@@ -1,6 +1,7 @@
 //! Why a stack ends where it ends.
 
-/// Why the unwinder stopped. Only [`StackEnd::ThreadStart`] is a *whole* stack.
+/// Why the unwinder stopped. Only [`StackEnd::ThreadStart`] and [`StackEnd::GoBoundary`]
+/// are *whole* stacks.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum StackEnd {
@@ -30,11 +31,13 @@ pub enum StackEnd {
     NoScratchSlot = 12,
     /// The stack was walked but could not be kept (ring or site map full).
     NotKept = 13,
+    /// Go's runtime changed stacks here, and the goroutine's stack is not found from this frame.
+    GoBoundary = 15,
 }
 
 impl StackEnd {
     /// Every reason, in order of its code.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::ThreadStart,
         Self::FramePointerZero,
         Self::Truncated,
@@ -48,6 +51,7 @@ impl StackEnd {
         Self::NoProcess,
         Self::NoScratchSlot,
         Self::NotKept,
+        Self::GoBoundary,
     ];
 
     /// The reason with this code, if there is one.
@@ -71,6 +75,7 @@ impl StackEnd {
             Self::NoProcess => "no-process-table",
             Self::NoScratchSlot => "no-scratch-slot",
             Self::NotKept => "not-kept",
+            Self::GoBoundary => "go-boundary",
         }
     }
 
@@ -79,8 +84,8 @@ impl StackEnd {
         Self::ALL.iter().copied().find(|end| end.name() == name)
     }
 
-    /// Whether the stack reaches the root of its thread.
+    /// Whether the stack reaches the root of its thread, or the place where Go's runtime changed stacks.
     pub const fn is_whole(self) -> bool {
-        matches!(self, Self::ThreadStart)
+        matches!(self, Self::ThreadStart | Self::GoBoundary)
     }
 }
