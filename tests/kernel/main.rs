@@ -8,6 +8,7 @@ mod allocators;
 mod errors;
 mod lifecycle;
 mod losses;
+mod managed;
 mod mappings;
 mod native;
 mod old_kernel;

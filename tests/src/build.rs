@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 
@@ -27,6 +28,8 @@ enum Recipe {
     Java,
     /// C or C++, linked in a way of its own.
     Linked(Linked),
+    /// Go with C code, in a folder of its own; further arguments of `go build`.
+    Go(&'static str, &'static [&'static str]),
 }
 
 /// How a target is linked. One source may be linked in many ways.
@@ -80,6 +83,14 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("hidden_host", Recipe::C, "hidden_host"),
     ("hidden_plugin", linked("gcc", "hidden_plugin.c", SHARED, HIDDEN_JEMALLOC), "hidden_plugin.so"),
     ("stripped_static", linked("gcc", "noleak.c", &["-static", "-s"], &[]), "stripped_static"),
+    ("leak_go", Recipe::Go("leak_go", &[]), "leak_go"),
+    ("leak_go_stripped", Recipe::Go("leak_go", &["-ldflags", "-s -w"]), "leak_go_stripped"),
+    (
+        "leak_go_pie_stripped",
+        Recipe::Go("leak_go", &["-buildmode=pie", "-ldflags", "-s -w"]),
+        "leak_go_pie_stripped",
+    ),
+    ("go_only", Recipe::Go("go_only", &[]), "go_only"),
 ];
 
 /// Sources of the targets.
@@ -129,8 +140,18 @@ pub fn all_targets() -> Result<Vec<PathBuf>> {
 /// Whether `product` is newer than every source; the sources are few and share a header.
 fn is_fresh(product: &Path) -> Result<bool> {
     let Ok(built) = fs::metadata(product).and_then(|metadata| metadata.modified()) else { return Ok(false) };
-    for entry in fs::read_dir(sources()).context("cannot list the targets' sources")? {
-        if entry?.metadata()?.modified()? >= built {
+    is_older(&sources(), built)
+}
+
+/// Whether every file of a folder, and of those in it, is older.
+fn is_older(folder: &Path, built: SystemTime) -> Result<bool> {
+    for entry in fs::read_dir(folder).context("cannot list the targets' sources")? {
+        let entry = entry?;
+        let is_older = match entry.file_type()?.is_dir() {
+            true => is_older(&entry.path(), built)?,
+            false => entry.metadata()?.modified()? < built,
+        };
+        if !is_older {
             return Ok(false);
         }
     }
@@ -192,6 +213,19 @@ impl Recipe {
                 let mut javac = Command::new("javac");
                 javac.arg("-d").arg(directory).arg(sources().join(format!("{name}.java")));
                 vec![gcc, javac]
+            }
+            Self::Go(folder, arguments) => {
+                // `OFFHEAP_GO` is another toolchain's `go`: the runtime's assembly differs between versions.
+                let mut go = Command::new(env::var_os("OFFHEAP_GO").unwrap_or_else(|| "go".into()));
+                go.args(["build", "-o"])
+                    .arg(product)
+                    .args(arguments)
+                    .arg(".")
+                    .current_dir(sources().join(folder));
+                go.envs([("CGO_ENABLED", "1"), ("GOFLAGS", "-mod=mod"), ("GOTOOLCHAIN", "local")]);
+                go.envs([("GOPROXY", "off"), ("CGO_CFLAGS", "-O2 -g")])
+                    .env("GOCACHE", directory.join("go-cache"));
+                vec![go]
             }
         })
     }

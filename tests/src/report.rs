@@ -222,6 +222,14 @@ impl Report {
         seen.map(|loss| (loss.reason.as_str(), loss.count)).collect()
     }
 
+    /// The report with a suffix taken off the names of all functions.
+    pub fn without_suffix(mut self, suffix: &str) -> Self {
+        for frame in self.sites.iter_mut().flat_map(|site| &mut site.stack) {
+            frame.function = frame.function.take().map(|name| name.trim_end_matches(suffix).to_owned());
+        }
+        self
+    }
+
     /// Outstanding bytes and blocks of all sites of the lens [`MALLOC`].
     pub fn outstanding(&self) -> (u64, u64) {
         self.outstanding_in(MALLOC)

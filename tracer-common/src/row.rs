@@ -30,7 +30,8 @@ pub const KIND_SP: u32 = 1;
 pub const KIND_FP: u32 = 2;
 /// Procedure linkage table: CFA = rsp + 8, plus 8 from byte `n/8` of each 16-byte entry on.
 pub const KIND_PLT: u32 = 3;
-/// The return address is undefined: root of the thread.
+/// The stack ends here. The cfa field says how: 0, the return address is undefined (root of the thread);
+/// [`END_GO_BOUNDARY`].
 pub const KIND_END: u32 = 4;
 /// Signal frame: the registers are in the `rt_sigframe`.
 pub const KIND_SIGNAL: u32 = 5;
@@ -38,6 +39,9 @@ pub const KIND_SIGNAL: u32 = 5;
 pub const KIND_ESCAPE: u32 = 6;
 /// CPython perf trampoline: CFA = rsp + 16.
 pub const KIND_TRAMPOLINE: u32 = 7;
+
+/// In the cfa field of [`KIND_END`]: the stack ends where the Go runtime changed stacks.
+pub const END_GO_BOUNDARY: u32 = 1;
 
 /// Escape index of a rule that cannot be followed.
 pub const ESCAPE_UNSUPPORTED: u32 = 0x1fff;

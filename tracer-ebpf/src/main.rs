@@ -10,6 +10,7 @@
 mod atomic;
 mod book;
 mod call;
+mod escape;
 mod intern;
 mod lifecycle;
 mod map;

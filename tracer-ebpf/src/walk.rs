@@ -9,16 +9,16 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use core::{ffi::c_void, ptr};
 use tracer_common::{
     abi::{
-        CHUNK_MAPPINGS, ESCAPE_BASE_FRAME_POINTER, ESCAPE_DEREFERENCE, ESCAPE_FP_AT_CFA, ESCAPE_FP_AT_FP,
-        FRAME_INTERRUPTED, MAPPING_FILE, MAPPING_FRAME_POINTER, MAPPING_RETURN_PROBE, MAPPING_TRAMPOLINE,
-        MAX_FRAMES, Mapping, PAGE_SHIFT, PAGES_PER_CHUNK, PROCESS_CHUNKS, ROWS_PER_CHUNK, RULE_CACHE_ENTRIES,
-        RuleCacheEntry, SLOTS_PER_CPU, StackEnd, WINDOW_BYTES,
+        CHUNK_MAPPINGS, FRAME_INTERRUPTED, MAPPING_FILE, MAPPING_FRAME_POINTER, MAPPING_RETURN_PROBE,
+        MAPPING_TRAMPOLINE, MAX_FRAMES, Mapping, PAGE_SHIFT, PAGES_PER_CHUNK, PROCESS_CHUNKS, ROWS_PER_CHUNK,
+        RULE_CACHE_ENTRIES, RuleCacheEntry, SLOTS_PER_CPU, StackEnd, WINDOW_BYTES,
     },
     row,
 };
 
 use crate::{
-    map::{ESCAPES, MAPPINGS, PAGES, PROCESSES, ROWS, SLOTS},
+    escape::escape,
+    map::{MAPPINGS, PAGES, PROCESSES, ROWS, SLOTS},
     scratch::{NO_WINDOW, Slot},
 };
 
@@ -118,7 +118,7 @@ fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
     let rule = cached_rule(state, tgid, looked_up)?;
     let kind = row::kind(rule);
     let sp = state.sp;
-    let mut fp_at = 0;
+    let (mut fp_at, mut floor) = (0, sp);
     let cfa = match kind {
         row::KIND_SP | row::KIND_FP => {
             let base = if kind == row::KIND_SP { sp } else { state.fp };
@@ -136,21 +136,30 @@ fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
             state.fp.wrapping_add(16)
         }
         row::KIND_TRAMPOLINE => sp.wrapping_add(16),
-        row::KIND_END => return Err(StackEnd::ThreadStart),
+        row::KIND_END => {
+            return Err(match row::cfa_field(rule) {
+                row::END_GO_BOUNDARY => StackEnd::GoBoundary,
+                _ => StackEnd::ThreadStart,
+            });
+        }
         row::KIND_PLT => {
             let pushed = (looked_up & 15) >= u64::from(row::cfa_field(rule));
             sp.wrapping_add(8 + 8 * u64::from(pushed))
         }
         row::KIND_SIGNAL => return step_signal(state),
         _ => {
-            let (cfa, saved) = escape(state, row::cfa_field(rule))?;
-            fp_at = saved;
-            cfa
+            let escaped = escape(state, row::cfa_field(rule))?;
+            fp_at = escaped.fp_at;
+            if escaped.is_other_stack {
+                floor = 0;
+            }
+            escaped.cfa
         }
     };
     // The stack grows down, so a caller's frame lies above. A function that has not pushed anything has
-    // its CFA right above the return address, never at or below sp.
-    if cfa <= sp || cfa & 7 != 0 {
+    // its CFA right above the return address, never at or below sp. Another stack lies anywhere; the number
+    // of frames bounds the walk.
+    if cfa <= floor || cfa & 7 != 0 {
         return Err(StackEnd::BadFrame);
     }
     state.fault = 0;
@@ -192,35 +201,9 @@ fn step_signal(state: &mut Slot) -> Result<(), StackEnd> {
     Ok(())
 }
 
-/// CFA and the place of the saved frame pointer (0: unchanged) by an escape rule.
-#[inline(always)]
-fn escape(state: &mut Slot, index: u32) -> Result<(u64, u64), StackEnd> {
-    if index == row::ESCAPE_UNSUPPORTED {
-        return Err(StackEnd::UnsupportedRule);
-    }
-    let Some(rule) = ESCAPES.get_ptr(index) else { return Err(StackEnd::UnsupportedRule) };
-    // SAFETY: a map value.
-    let rule = unsafe { *rule };
-    let base = if rule.cfa_base & 0xf == ESCAPE_BASE_FRAME_POINTER { state.fp } else { state.sp };
-    let mut cfa = base.wrapping_add(rule.cfa_offset as i64 as u64);
-    if rule.cfa_base & ESCAPE_DEREFERENCE != 0 {
-        state.fault = 0;
-        cfa = read_stack(state, cfa);
-        if state.fault != 0 {
-            return Err(StackEnd::ReadFault);
-        }
-    }
-    let saved = match rule.fp_rule {
-        ESCAPE_FP_AT_CFA => cfa.wrapping_add(rule.fp_offset as i64 as u64),
-        ESCAPE_FP_AT_FP => state.fp.wrapping_add(rule.fp_offset as i64 as u64),
-        _ => 0,
-    };
-    Ok((cfa, saved))
-}
-
 /// One 8-byte word of the user stack, through the window; sets `fault` when it cannot be read.
 #[inline(always)]
-fn read_stack(state: &mut Slot, address: u64) -> u64 {
+pub fn read_stack(state: &mut Slot, address: u64) -> u64 {
     let distance = address.wrapping_sub(state.window_start);
     if distance < WINDOW_BYTES as u64 {
         // SAFETY: the mask keeps the index inside of the window.

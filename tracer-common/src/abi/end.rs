@@ -33,11 +33,13 @@ pub enum StackEnd {
     /// A mapping made inside an allocator call: the stack is known down to the allocator function, whose return
     /// address is our own return probe.
     AllocatorCall = 14,
+    /// Go's runtime changed stacks here, and the goroutine's stack is not found from this frame.
+    GoBoundary = 15,
 }
 
 impl StackEnd {
     /// Every reason, in order of its code.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::ThreadStart,
         Self::FramePointerZero,
         Self::Truncated,
@@ -52,6 +54,7 @@ impl StackEnd {
         Self::NoScratchSlot,
         Self::NotKept,
         Self::AllocatorCall,
+        Self::GoBoundary,
     ];
 
     /// The reason with this code, if there is one.
@@ -76,6 +79,7 @@ impl StackEnd {
             Self::NoScratchSlot => "no-scratch-slot",
             Self::NotKept => "not-kept",
             Self::AllocatorCall => "allocator-call",
+            Self::GoBoundary => "go-boundary",
         }
     }
 
@@ -84,8 +88,9 @@ impl StackEnd {
         Self::ALL.iter().copied().find(|end| end.name() == name)
     }
 
-    /// Whether the stack reaches the root of its thread, or the allocator function that a mapping belongs to.
+    /// Whether the stack reaches the root of its thread, the allocator function that a mapping belongs to, or the place
+    /// where Go's runtime changed stacks.
     pub const fn is_whole(self) -> bool {
-        matches!(self, Self::ThreadStart | Self::AllocatorCall)
+        matches!(self, Self::ThreadStart | Self::AllocatorCall | Self::GoBoundary)
     }
 }

@@ -94,8 +94,18 @@ layout!(Process, 16 + 12 * PROCESS_CHUNKS, [generation: u32, epoch: u32, chunk_c
 pub const ESCAPE_BASE_STACK_POINTER: u32 = 0;
 /// CFA = frame pointer + `cfa_offset`.
 pub const ESCAPE_BASE_FRAME_POINTER: u32 = 1;
+/// Go's `asmcgocall`, which called C on the thread's stack. The low half of `cfa_offset` is where the goroutine
+/// is saved, from the stack pointer, the high half where the depth of its stack is, both in bytes;
+/// CFA = upper end of the goroutine's stack (the second word of the goroutine) - depth + added bytes.
+pub const ESCAPE_BASE_GO_SWITCH: u32 = 2;
+/// The bits of the base.
+pub const ESCAPE_BASE_MASK: u32 = 0xf;
 /// Flag beside the base: CFA is what stands in memory at base + offset (realigned frames).
 pub const ESCAPE_DEREFERENCE: u32 = 0x10;
+/// Flag beside the base: the caller's frame is on another stack, which may lie below.
+pub const ESCAPE_OTHER_STACK: u32 = 0x20;
+/// Where the added bytes begin in `cfa_base`: they are added to the CFA last of all.
+pub const ESCAPE_ADDED_SHIFT: u32 = 16;
 /// The caller's frame pointer is unchanged.
 pub const ESCAPE_FP_SAME: u32 = 0;
 /// The caller's frame pointer was saved at CFA + `fp_offset`.
@@ -107,7 +117,7 @@ pub const ESCAPE_FP_AT_FP: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct EscapeRule {
-    /// `ESCAPE_BASE_*`, with [`ESCAPE_DEREFERENCE`] or without.
+    /// `ESCAPE_BASE_*`, with [`ESCAPE_DEREFERENCE`], [`ESCAPE_OTHER_STACK`] or without; added bytes in the high half.
     pub cfa_base: u32,
     /// Bytes.
     pub cfa_offset: i32,

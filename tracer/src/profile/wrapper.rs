@@ -174,8 +174,19 @@ const WRAPPERS: &[&str] = &[
     "xasprintf",
 ];
 
+/// Go's way from the caller of a C function into C, and what cgo writes for it. The dot belongs to these names.
+fn is_cgo(function: &str) -> bool {
+    function.strip_suffix(".abi0").is_some_and(is_cgo)
+        || ["runtime.asmcgocall", "runtime.asmcgocall_landingpad", "runtime.cgocall"].contains(&function)
+        || function.starts_with("_cgo_")
+        || ["._Cfunc_", "._C2func_"].iter().any(|part| function.contains(part))
+}
+
 /// Whether the demangled function only passes an allocation on.
 pub fn is_wrapper(function: &str) -> bool {
+    if is_cgo(function) {
+        return true;
+    }
     let name = bare_name(function);
     WRAPPERS.iter().any(|wrapper| match wrapper.strip_suffix('*') {
         Some(start) => name.starts_with(start),
@@ -270,6 +281,10 @@ mod tests {
             "tc_newarray_nothrow",
             "tcmalloc::allocate_full_cpp_throw_oom(unsigned long)",
             "operator new(unsigned long, std::align_val_t)",
+            "runtime.asmcgocall.abi0",
+            "runtime.cgocall",
+            "example.com/pkg._Cfunc__CMalloc",
+            "_cgo_8775527e0d54_Cfunc__Cmalloc",
         ] {
             assert!(is_wrapper(name), "{name}: {}", bare_name(name));
         }
@@ -298,6 +313,9 @@ mod tests {
             ">>::(",
             "<a as b",
             "PyObject_Call",
+            "runtime.cgo",
+            "main.leak",
+            "runtime.cgocallbackg",
         ] {
             assert!(!is_wrapper(name), "{name}: {}", bare_name(name));
         }

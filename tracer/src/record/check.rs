@@ -76,7 +76,8 @@ pub struct Comparison {
     pub identical: u32,
     /// Those that reach the root.
     pub whole: u32,
-    /// Those whose raw stack was too short to walk to the end in user space; not compared.
+    /// Those whose raw stack was too short to walk to the end in user space, or went on on another stack
+    /// (Go); not compared.
     pub too_deep: u32,
     /// Frames of all compared stacks.
     pub frames: u64,
@@ -118,7 +119,8 @@ fn compare(sample: &Validation, map: &ReferenceMap, comparison: &mut Comparison)
     let stack = sample.stack.as_flattened();
     let stack = &stack[..(sample.stack_bytes as usize).min(stack.len())];
     let walk = reference::walk(sample.registers, stack, sample.registers[7], false, map);
-    if walk.end == StackEnd::ReadFault && stack.len() == sample.stack.as_flattened().len() {
+    let is_cut = stack.len() == sample.stack.as_flattened().len();
+    if walk.end == StackEnd::ReadFault && (is_cut || walk.left_stack) {
         comparison.too_deep += 1;
         return;
     }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -16,6 +17,10 @@ use super::elf::ElfFacts;
 use super::rewrite::{Links, rewrite};
 use super::{SymbolizeError, nowhere};
 use crate::model::Location;
+use crate::unwind::GoFunctions;
+
+/// Bytes of a stripped Go program that are read; the largest have some 200 MB.
+const MAX_GO_BYTES: u64 = 1 << 30;
 
 /// An object as the front end keeps it: cheap to hand to a worker, and to a second one if the first is lost.
 #[derive(Clone, Debug)]
@@ -37,6 +42,8 @@ pub(super) struct Prepared {
     facts: ElfFacts,
     /// In the order in which they are asked.
     layers: Vec<Layer>,
+    /// Functions of a stripped Go program; they go before what little the dynamic symbols know.
+    go: Option<GoFunctions>,
     /// Why something that is there is not used.
     problem: Option<SymbolizeError>,
 }
@@ -63,14 +70,20 @@ impl Prepared {
                 }
             }
         }
+        let has_symbols = facts.has_section(".symtab") || !layers.is_empty();
+        let go = if has_symbols { None } else { read_go_functions(&file, &facts) };
         layers.push(Layer::new(file, &facts, Links::Untrusted)?);
-        Ok(Self { facts, layers, problem })
+        Ok(Self { facts, layers, go, problem })
     }
 
     pub fn lookup(&mut self, file_offset: u64) -> Answer {
         let mut problem = self.problem.take();
         let address = self.facts.address_of(file_offset).filter(|&address| !self.facts.is_plt(address));
         let locations = address.and_then(|address| {
+            if let Some(function) = self.go.as_ref().and_then(|go| go.find(address)) {
+                let function = Some(bounded(function.name));
+                return Some(vec![Location { function, file: None, line: None, inlined: false }]);
+            }
             self.layers.iter_mut().find_map(|layer| match layer.lookup(address) {
                 Ok(locations) => locations,
                 Err(error) => {
@@ -81,6 +94,17 @@ impl Prepared {
         });
         Answer { locations: locations.unwrap_or_else(nowhere), problem }
     }
+}
+
+/// The functions of a Go program by the table that its runtime needs, which is never stripped.
+fn read_go_functions(file: &File, facts: &ElfFacts) -> Option<GoFunctions> {
+    if !facts.has_section(".go.buildinfo") {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    let mut reader: &File = file;
+    reader.seek(SeekFrom::Start(0)).and_then(|_| reader.take(MAX_GO_BYTES).read_to_end(&mut bytes)).ok()?;
+    GoFunctions::from_elf(&bytes)
 }
 
 fn has_debug_info(facts: &ElfFacts) -> bool {

@@ -17,6 +17,7 @@
 mod cfi;
 mod elf;
 mod error;
+mod go;
 pub mod process;
 pub mod reference;
 mod rule;
@@ -26,4 +27,5 @@ mod vdso;
 
 pub use elf::{CodeSegments, Segment};
 pub use error::UnwindError;
+pub use go::{GoFunction, GoFunctions};
 pub use vdso::own_vdso;

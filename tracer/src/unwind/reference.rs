@@ -1,7 +1,9 @@
 //! The full DWARF walk of a captured stack: every register, every expression, as the tables of the files
 //! say it. `validate-unwind` holds the kernel's stacks against it.
 //!
-//! A frame-pointer step is taken only where no FDE exists, and CPython's perf trampolines have their rule.
+//! A frame-pointer step is taken only where no FDE exists, and CPython's perf trampolines have their rule. What is
+//! known of the places where Go changes stacks has no other source than the code itself: there the two agree by
+//! construction, and only the reading of the stack is checked.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,6 +18,8 @@ use tracer_common::abi::{MAX_FRAMES, StackEnd};
 use super::UnwindError;
 use super::cfi::{Cfi, Coverage, Source};
 use super::elf::{CodeSegments, Elf};
+use super::go::{self, Special};
+use super::rule::Expressed;
 
 /// Registers in DWARF order: rax, rdx, rcx, rbx, rsi, rdi, rbp, rsp, r8 to r15, then the return address
 /// column, which holds rip.
@@ -65,6 +69,8 @@ pub struct Walk {
     pub frames: Vec<u64>,
     /// Why it ends. [`StackEnd::ReadFault`] means that the captured bytes end there, not that the stack does.
     pub end: StackEnd,
+    /// It ends because the caller's frame is on another stack than the one that was captured.
+    pub left_stack: bool,
 }
 
 /// The call frame information of a file, ready for look-ups by address. Rows are cached.
@@ -73,6 +79,7 @@ pub struct FileCfi {
     /// `None`: the file has none.
     cfi: Option<Cfi<'static>>,
     coverage: Coverage,
+    specials: Vec<Special>,
     segments: CodeSegments,
     rows: RefCell<HashMap<u64, Rc<Step>>>,
 }
@@ -83,6 +90,7 @@ enum Step {
     Uncovered,
     Root,
     Unsupported,
+    Special(Expressed),
     Frame(Box<FullRow>),
 }
 
@@ -105,7 +113,8 @@ impl FileCfi {
             Some((cfi, coverage)) => (Some(cfi.into_owned()), coverage),
             None => (None, Coverage::default()),
         };
-        Ok(Self { cfi, coverage, segments: elf.code, rows: RefCell::default() })
+        let specials = go::specials(&elf);
+        Ok(Self { cfi, coverage, specials, segments: elf.code, rows: RefCell::default() })
     }
 
     /// The executable segments, for instance to find the bias of a mapping.
@@ -115,7 +124,7 @@ impl FileCfi {
 
     /// Whether the file has no unwind information at all.
     pub fn is_empty(&self) -> bool {
-        self.coverage.fde_count == 0
+        self.coverage.fde_count == 0 && self.specials.is_empty()
     }
 
     fn step_at(&self, address: u64) -> Rc<Step> {
@@ -127,6 +136,9 @@ impl FileCfi {
     }
 
     fn find_step(&self, address: u64) -> Step {
+        if let Some(special) = go::find(&self.specials, address) {
+            return Step::Special(special.rule);
+        }
         let (Some(cfi), Some(range)) = (&self.cfi, self.coverage.find(address)) else {
             return Step::Uncovered;
         };
@@ -165,21 +177,25 @@ pub fn walk(
     let memory = Memory { bytes: stack, start: stack_start };
     let mut frames = Vec::new();
     let mut frame = Frame { registers: registers.map(Some), is_leaf };
-    loop {
+    let end = loop {
         let pc = match frame.registers[RIP] {
-            None => return Walk { frames, end: StackEnd::UnsupportedRule },
-            Some(0) => return Walk { frames, end: StackEnd::NullReturn },
+            None => break StackEnd::UnsupportedRule,
+            Some(0) => break StackEnd::NullReturn,
             Some(pc) => pc,
         };
         if frames.len() == MAX_FRAMES {
-            return Walk { frames, end: StackEnd::Truncated };
+            break StackEnd::Truncated;
         }
         frames.push(pc);
         match frame.caller(pc, &memory, code) {
             Ok(caller) => frame = caller,
-            Err(end) => return Walk { frames, end },
+            Err(StackEnd::ReadFault) if frame.leaves_stack(pc, code) => {
+                return Walk { frames, end: StackEnd::ReadFault, left_stack: true };
+            }
+            Err(end) => break end,
         }
-    }
+    };
+    Walk { frames, end, left_stack: false }
 }
 
 struct Memory<'a> {
@@ -210,6 +226,7 @@ impl Frame {
                 (Step::Frame(row), Some(section)) => self.by_row(row, section.bytes(), memory),
                 (Step::Root, _) => Err(StackEnd::ThreadStart),
                 (Step::Unsupported, _) => Err(StackEnd::UnsupportedRule),
+                (Step::Special(rule), _) => self.by_special(rule, memory),
                 (Step::Uncovered | Step::Frame(_), _) => self.by_frame_pointer(memory),
             },
             Code::FramePointer => self.by_frame_pointer(memory),
@@ -224,6 +241,29 @@ impl Frame {
             Code::NoTable => Err(StackEnd::NoTable),
             Code::Unmapped => Err(StackEnd::NoMapping),
         }
+    }
+
+    fn leaves_stack(&self, pc: u64, code: &dyn CodeMap) -> bool {
+        let lookup_pc = if self.is_leaf { pc } else { pc - 1 };
+        let Code::File { cfi, bias } = code.code_at(lookup_pc) else { return false };
+        matches!(&*cfi.step_at(lookup_pc.wrapping_sub(bias)), Step::Special(rule) if go::leaves_stack(rule))
+    }
+
+    /// The rules of [`super::go`].
+    fn by_special(&self, special: &Expressed, memory: &Memory<'_>) -> Result<Self, StackEnd> {
+        let sp = self.registers[RSP].ok_or(StackEnd::BadFrame)?;
+        let fp = self.registers[RBP];
+        let frame = go::follow(special, sp, fp, |address| memory.word(address))?;
+        let cfa = if frame.is_other_stack { frame.cfa } else { self.checked_cfa(Some(frame.cfa))? };
+        // Go's functions keep no register for their callers but the frame pointer.
+        let mut registers = [None; REGISTER_COUNT];
+        registers[RBP] = match frame.fp_at {
+            Some(place) => Some(memory.word(place)?),
+            None => fp,
+        };
+        registers[RIP] = Some(memory.word(cfa.wrapping_sub(8))?);
+        registers[RSP] = Some(cfa);
+        Ok(Self { registers, is_leaf: false })
     }
 
     /// Stacks grow downwards, and every frame is aligned.

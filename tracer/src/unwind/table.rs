@@ -10,6 +10,7 @@ use tracer_common::row::{
 use super::UnwindError;
 use super::cfi::{Cfi, Unwind};
 use super::elf::{CodeSegments, Elf, check_limit};
+use super::go;
 use super::rule::{Expressed, express};
 
 /// Most rules of one file.
@@ -57,9 +58,10 @@ pub struct FileTable {
 }
 
 impl FileTable {
-    /// Builds the table of an ELF file from its `.eh_frame`, else its `.debug_frame`.
+    /// Builds the table of an ELF file from its `.eh_frame`, else its `.debug_frame`. Where a Go program changes
+    /// stacks, the functions that do so say how.
     ///
-    /// A file without either gives an empty table; its mappings are `MAPPING_FRAME_POINTER`.
+    /// A file without any of it gives an empty table; its mappings are `MAPPING_FRAME_POINTER`.
     ///
     /// # Errors
     /// The file is no ELF file for this machine, contradicts itself, or is over a limit. A malformed FDE
@@ -81,6 +83,7 @@ impl FileTable {
             })?;
             builder.finish();
         }
+        builder.overlay(&go::specials(&elf));
         builder.table.segments = elf.code;
         Ok(builder.table)
     }
@@ -181,6 +184,31 @@ impl Builder {
         if self.table.rules.last().is_none_or(|last| last.rule != rule) {
             self.table.rules.push(RuleStart { address, rule });
         }
+    }
+
+    /// Puts ranges that go before call frame information over it.
+    fn overlay(&mut self, specials: &[go::Special]) {
+        if specials.is_empty() {
+            return;
+        }
+        let mut over: Vec<RuleStart> = Vec::with_capacity(2 * specials.len());
+        for special in specials {
+            let rule = self.count(special.rule);
+            // Where a range begins at the end of the one before, that one's end is void.
+            if over.last().is_some_and(|last| last.address == special.start) {
+                over.pop();
+            }
+            over.push(RuleStart { address: special.start, rule });
+            over.push(RuleStart { address: special.end, rule: self.table.rule_at(special.end) });
+        }
+        let covered = |address| go::find(specials, address).is_some();
+        let is_end = |address| specials.binary_search_by_key(&address, |special| special.end).is_ok();
+        let mut rules = std::mem::take(&mut self.table.rules);
+        rules.retain(|start| !covered(start.address) && !is_end(start.address));
+        rules.extend(over);
+        rules.sort_by_key(|start| start.address);
+        rules.dedup_by_key(|start| start.rule);
+        self.table.rules = rules;
     }
 
     fn finish(&mut self) {

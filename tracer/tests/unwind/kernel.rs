@@ -17,7 +17,7 @@ pub struct Registers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Caller(Registers),
-    End,
+    End(StackEnd),
     FramePointer,
     Unsupported,
 }
@@ -34,7 +34,8 @@ pub fn follow(
     let saved_fp = |cfa: u64| if slot == 0 { Ok(fp) } else { memory(cfa.wrapping_sub(slot * 8)) };
     let (cfa, caller_fp) = match kind(rule) {
         KIND_FRAME_POINTER => return Ok(Outcome::FramePointer),
-        KIND_END => return Ok(Outcome::End),
+        KIND_END if cfa_field(rule) == END_GO_BOUNDARY => return Ok(Outcome::End(StackEnd::GoBoundary)),
+        KIND_END => return Ok(Outcome::End(StackEnd::ThreadStart)),
         KIND_SP => (sp + field * 8, saved_fp(sp + field * 8)?),
         KIND_FP => (fp.wrapping_add(field * 8), saved_fp(fp.wrapping_add(field * 8))?),
         KIND_PLT => (sp + if pc & 15 >= field { 16 } else { 8 }, fp),
@@ -45,17 +46,29 @@ pub fn follow(
         }
         _ => {
             let Some(escape) = escape else { return Ok(Outcome::Unsupported) };
-            let base = if escape.cfa_base & 1 == ESCAPE_BASE_STACK_POINTER { sp } else { fp };
-            let address = base.wrapping_add_signed(escape.cfa_offset.into());
+            let places = escape.cfa_offset.cast_unsigned();
+            let address = match escape.cfa_base & ESCAPE_BASE_MASK {
+                ESCAPE_BASE_STACK_POINTER => sp.wrapping_add_signed(escape.cfa_offset.into()),
+                ESCAPE_BASE_FRAME_POINTER => fp.wrapping_add_signed(escape.cfa_offset.into()),
+                _ => {
+                    let goroutine = memory(sp + u64::from(places & 0xffff))?;
+                    memory(goroutine + 8)?.wrapping_sub(memory(sp + u64::from(places >> 16))?)
+                }
+            };
             let cfa = if escape.cfa_base & ESCAPE_DEREFERENCE == 0 { address } else { memory(address)? };
+            let cfa = cfa.wrapping_add(u64::from(escape.cfa_base >> ESCAPE_ADDED_SHIFT));
             let caller_fp = match escape.fp_rule {
                 ESCAPE_FP_SAME => fp,
-                ESCAPE_FP_AT_CFA => memory(cfa.wrapping_add_signed(escape.fp_offset.into()))?,
+                ESCAPE_FP_AT_CFA if cfa % 8 == 0 => memory(cfa.wrapping_add_signed(escape.fp_offset.into()))?,
+                ESCAPE_FP_AT_CFA => return Err(StackEnd::BadFrame),
                 _ => memory(fp.wrapping_add_signed(escape.fp_offset.into()))?,
             };
             (cfa, caller_fp)
         }
     };
+    if cfa % 8 != 0 {
+        return Err(StackEnd::BadFrame);
+    }
     Ok(Outcome::Caller(Registers { pc: memory(cfa.wrapping_sub(8))?, sp: cfa, fp: caller_fp }))
 }
 
@@ -92,7 +105,7 @@ pub fn walk(
         let seen = Registers { pc: lookup_pc, ..registers };
         let caller = match follow(rule, store.escape(rule), seen, memory) {
             Ok(Outcome::Caller(caller)) => caller,
-            Ok(Outcome::End) => break StackEnd::ThreadStart,
+            Ok(Outcome::End(end)) => break end,
             Ok(Outcome::Unsupported) => break StackEnd::UnsupportedRule,
             Ok(Outcome::FramePointer) if registers.fp == 0 => break StackEnd::FramePointerZero,
             Ok(Outcome::FramePointer) => match (memory(registers.fp), memory(registers.fp + 8)) {
@@ -101,7 +114,9 @@ pub fn walk(
             },
             Err(end) => break end,
         };
-        if !is_leaf && caller.sp <= registers.sp {
+        let is_other = store.escape(rule).is_some_and(|escape| escape.cfa_base & ESCAPE_OTHER_STACK != 0);
+        let is_other = is_other && kind(rule) == KIND_ESCAPE;
+        if !is_leaf && !is_other && caller.sp <= registers.sp {
             break StackEnd::BadFrame;
         }
         registers = caller;

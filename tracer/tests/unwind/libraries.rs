@@ -76,7 +76,7 @@ fn expected(section: &EhFrame<EndianSlice<'_, LittleEndian>>, row: &UnwindTableR
         |expression: &gimli::UnwindExpression<usize>| expression.get(section).unwrap().0.slice().to_vec();
     let pc = row.start_address();
     if row.register(X86_64::RA) == Some(RegisterRule::Undefined) {
-        return Expected::Is(Outcome::End);
+        return Expected::Is(Outcome::End(tracer_common::abi::StackEnd::ThreadStart));
     }
     let cfa = match row.cfa() {
         CfaRule::RegisterAndOffset { register, offset } => {
@@ -163,7 +163,8 @@ fn compare(path: &Path, data: &[u8], step: usize) -> (u64, u64) {
                     let gap_bytes = gap_start.zip(gap_end).map(|(start, end)| end - start);
                     assert!(
                         gap_bytes.is_some_and(|bytes| bytes <= 15)
-                            || (outcome == Outcome::End && (entry..entry + 256).contains(&address)),
+                            || (outcome == Outcome::End(tracer_common::abi::StackEnd::ThreadStart)
+                                && (entry..entry + 256).contains(&address)),
                         "{path:?} at {address:#x}: {outcome:?} in a gap of {gap_bytes:?} bytes"
                     );
                     continue;

@@ -3,6 +3,7 @@
 
 mod bench;
 mod elf_file;
+mod go;
 mod hostile;
 mod kernel;
 mod libraries;

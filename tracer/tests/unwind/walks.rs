@@ -69,7 +69,7 @@ fn every_kind_of_code_is_stepped_through() {
     ];
     let found = walk_from(PLAIN + 0x20, 1, &words, true);
     let frames = vec![PLAIN + 0x20, TRAMPOLINE + 7, JIT + 8, ROOT + 4];
-    assert_eq!(found, Walk { frames, end: StackEnd::ThreadStart });
+    assert_eq!(found, Walk { frames, end: StackEnd::ThreadStart, left_stack: false });
 }
 
 #[test]

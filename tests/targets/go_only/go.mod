@@ -1,0 +1,3 @@
+module go_only
+
+go 1.19
