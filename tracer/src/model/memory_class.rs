@@ -13,6 +13,8 @@ pub enum MemoryClass {
     SharedMemory,
     /// The stack of a thread, booked to whoever created the thread.
     ThreadStack,
+    /// The stack of a thread that has ended: it was not joined, or the C library keeps it for the next one.
+    EndedThreadStack,
     /// What an allocator took from the kernel to cut blocks from.
     AllocatorArena,
     /// The heap below the program break.
@@ -29,12 +31,13 @@ pub enum MemoryClass {
 
 impl MemoryClass {
     /// Every class.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Allocation,
         Self::DirectMapping,
         Self::FileMapping,
         Self::SharedMemory,
         Self::ThreadStack,
+        Self::EndedThreadStack,
         Self::AllocatorArena,
         Self::BrkHeap,
         Self::ManagedHeap,
@@ -51,6 +54,7 @@ impl MemoryClass {
             Self::FileMapping => "file",
             Self::SharedMemory => "shared-memory",
             Self::ThreadStack => "thread-stack",
+            Self::EndedThreadStack => "ended-thread-stack",
             Self::AllocatorArena => "allocator-arena",
             Self::BrkHeap => "brk-heap",
             Self::ManagedHeap => "managed-heap",
@@ -68,6 +72,7 @@ impl MemoryClass {
             Self::FileMapping => "file",
             Self::SharedMemory => "shared memory",
             Self::ThreadStack => "thread stack",
+            Self::EndedThreadStack => "stack of an ended thread",
             Self::AllocatorArena => "allocator arena",
             Self::BrkHeap => "program break heap",
             Self::ManagedHeap => "garbage-collected heap",
@@ -83,18 +88,19 @@ impl MemoryClass {
     }
 
     /// Whether memory of this class that is not given back can be a leak of the program. The rest belongs to
-    /// allocators and runtimes: an arena contains the blocks that are counted already, and a collected heap
-    /// has a collector.
+    /// allocators and runtimes: an arena contains the blocks that are counted already, a collected heap
+    /// has a collector, and the stack of a running thread, which is address space more than memory, is in use.
     pub const fn can_leak(self) -> bool {
         match self {
             Self::Allocation
             | Self::DirectMapping
             | Self::FileMapping
             | Self::SharedMemory
-            | Self::ThreadStack
+            | Self::EndedThreadStack
             | Self::Unknown => true,
             Self::AllocatorArena
             | Self::BrkHeap
+            | Self::ThreadStack
             | Self::ManagedHeap
             | Self::JitCode
             | Self::RuntimeInternal => false,

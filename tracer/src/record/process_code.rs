@@ -19,7 +19,10 @@ use super::{
     load::Programs,
 };
 use crate::{
-    attach::maps::{self, MapEntry},
+    attach::{
+        AttachError,
+        maps::{self, MapEntry},
+    },
     unwind::process::{OwnedChunks, TRAMPOLINE_BYTES, is_trampoline},
 };
 
@@ -79,6 +82,10 @@ impl ProcessCode {
             self.root = root.ok().map(Arc::new);
         }
         let entries = maps::read(tgid.get())?;
+        // A process that has exited has no memory, but is still in /proc.
+        if entries.is_empty() {
+            return Err(AttachError::NoProcess { tgid: tgid.get() }.into());
+        }
         let mut layout = Layout { mappings: Vec::new(), ranges: Vec::new() };
         for entry in entries.iter().filter(|entry| entry.is_executable()) {
             self.add_entry(store, entry, &mut layout);

@@ -46,7 +46,7 @@ fn a_site_has_one_process_allocator_and_class() {
         (&[ProcessId(1)][..], &[ProcessId(2)][..])
     );
     assert_eq!((site(1).lens, site(1).class), (Lens::Malloc, MemoryClass::Allocation));
-    assert_eq!((site(5).lens, site(5).class), (Lens::Mmap, MemoryClass::ThreadStack));
+    assert_eq!((site(5).lens, site(5).class), (Lens::Mmap, MemoryClass::EndedThreadStack));
     assert_eq!(site(11).class, MemoryClass::Unknown, "a mapping without a class");
     assert_eq!(site(5).culprit, 1, "pthread_create is a wrapper");
     let name = |id| profile.allocator(id).unwrap().allocator.name.as_str();
@@ -184,7 +184,7 @@ fn groups_sum_up_to_the_totals() {
             (GroupKey::Allocator("glibc malloc".into()), 6400),
         ]
     );
-    assert_eq!(rows(By::Class)[0], (GroupKey::Class(MemoryClass::ThreadStack), 16 * MIB));
+    assert_eq!(rows(By::Class)[0], (GroupKey::Class(MemoryClass::EndedThreadStack), 16 * MIB));
     assert!(rows_are_empty(&server));
     let growth = Filter { by: By::Class, sort: Sort::Growth, top: Some(1), ..Filter::default() };
     let fastest = profile(&server, growth).groups;
