@@ -3,7 +3,7 @@
 //! The modules in the order of the data's way; each imports from those before it only:
 //!
 //! ```text
-//! model → attach → unwind → symbolize → capture → record → profile → report, export → cli → cmd
+//! model → attach → unwind → symbolize → managed → capture → record → profile → report, export → cli → cmd
 //! ```
 
 pub mod model;
@@ -12,6 +12,8 @@ pub mod attach;
 pub mod unwind;
 
 pub mod symbolize;
+
+pub mod managed;
 
 pub mod capture;
 pub mod record;

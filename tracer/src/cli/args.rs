@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::plan::{BpfLogLevel, ColorChoice, ExportFormat, GroupKey, LensKey, ReportFormat, Shell, SortKey};
+use super::plan::{
+    BpfLogLevel, ColorChoice, ExportFormat, GroupKey, LensKey, MemoryClass, ReportFormat, Shell, SortKey,
+};
 use super::quantity::{
     parse_count_in, parse_duration, parse_duration_in, parse_power_of_two_size_in, parse_size,
 };
@@ -264,6 +266,10 @@ pub(super) struct SelectionArgs {
     /// Only this process
     #[arg(long, value_name = "PID")]
     pub process: Option<String>,
+
+    /// Only memory of this class; running threads' stacks, arenas, collected heaps, code and runtimes are listed only so
+    #[arg(long, value_parser = choice!(MemoryClass))]
+    pub class: Option<MemoryClass>,
 
     /// Only this allocator, such as jemalloc
     #[arg(long, value_name = "NAME")]

@@ -10,6 +10,8 @@ pub use crate::{
     record::Limits,
 };
 
+pub use crate::model::MemoryClass;
+
 /// Declares an enumeration that is written as one word on the command line.
 macro_rules! choices {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
@@ -264,6 +266,8 @@ pub struct Selection {
     pub lens: Option<LensKey>,
     /// Only those of this process, as the host sees it.
     pub process: Option<NonZeroU32>,
+    /// Only those of this class.
+    pub class: Option<MemoryClass>,
     /// Only those of the allocators of this name.
     pub allocator: Option<String>,
 }

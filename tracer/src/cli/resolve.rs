@@ -98,7 +98,7 @@ fn report(args: ReportArgs, color: bool, width: Option<u16>) -> Result<ReportPla
 
 fn selection(args: SelectionArgs) -> Result<Selection, String> {
     let process = args.process.as_deref().map(parse_pid).transpose()?;
-    Ok(Selection { lens: args.lens, process, allocator: args.allocator })
+    Ok(Selection { lens: args.lens, process, class: args.class, allocator: args.allocator })
 }
 
 fn verbosity(global: &GlobalArgs) -> Verbosity {

@@ -224,9 +224,13 @@ fn the_other_commands_are_understood() {
 
 #[test]
 fn a_part_of_a_capture_is_selected() {
-    let all = "--lens mmap --process 77 --allocator jemalloc";
-    let selection =
-        Selection { lens: Some(LensKey::Mmap), process: Some(pid(77)), allocator: Some("jemalloc".into()) };
+    let all = "--lens mmap --process 77 --class thread-stack --allocator jemalloc";
+    let selection = Selection {
+        lens: Some(LensKey::Mmap),
+        process: Some(pid(77)),
+        class: Some(MemoryClass::ThreadStack),
+        allocator: Some("jemalloc".into()),
+    };
     let Action::Report(plan) = action(&format!("report x {all} --by executable")) else { panic!() };
     assert_eq!((&plan.selection, plan.by, plan.merges_processes), (&selection, GroupKey::Executable, false));
     let Action::Export(plan) = action(&format!("export x --format svg {all}")) else { panic!() };
@@ -300,10 +304,11 @@ fn every_mistake_is_one_line_that_says_what_to_do() {
         ("record", "nothing to record; give a process id, as in `offheap record 1234`, or a command"),
         ("record --", "nothing to record"),
         ("record ls", "`ls` is not a process id; to start a command, put `--` before it"),
-        ("record 1 -p 2", "two process ids, `1` and `2`; give one"),
+        ("record 1 -p 1", "process id `1` is given twice; give it once"),
         ("record 1 -- ls", "a process id and a command; record one of them at a time"),
         ("record -p 1 -- ls", "a process id and a command"),
-        ("record 1 2", "unknown argument `2`; `offheap record --help`"),
+        ("record 1 x", "`x` is not a process id; to start a command, put `--` before it"),
+        ("record -p x", "`x` is not a process id"),
         ("record 1 --duration 30", "`--duration 30`: without a unit; write `30s`"),
         ("record 1 --duration 0s", "`--duration 0s`: out of range; choose from 1s to 7days"),
         ("record 1 --duration", "`--duration` needs a value"),

@@ -75,7 +75,7 @@ pub(super) fn selected(selection: &Selection) -> Filter {
         LensKey::Mmap => Lens::Mmap,
     });
     let tgid = selection.process.map(NonZeroU32::get);
-    Filter { lens, tgid, allocator: selection.allocator.clone(), ..Filter::default() }
+    Filter { lens, tgid, class: selection.class, allocator: selection.allocator.clone(), ..Filter::default() }
 }
 
 fn nanoseconds(duration: std::time::Duration) -> u64 {

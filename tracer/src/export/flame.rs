@@ -121,7 +121,7 @@ mod tests {
             assert!(text.contains("Native memory not freed: 3 processes: nginx (2), hel\\u{202e}per"));
             assert!(text.contains("nginx (4250)"), "a root frame per process");
             let line = text.lines().find(|line| line.contains("recorded for")).unwrap().to_owned();
-            (line, text.contains("[mapped: thread stack]"), text.contains("ngx_array_push"))
+            (line, text.contains("[mapped: stack of an ended thread]"), text.contains("ngx_array_push"))
         };
         let (both, has_stacks, has_blocks) = subtitle(None);
         assert!(

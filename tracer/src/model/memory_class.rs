@@ -46,6 +46,17 @@ impl MemoryClass {
         Self::Unknown,
     ];
 
+    /// The names of all, in the same order.
+    pub const NAMES: [&'static str; 12] = {
+        let mut names = [""; 12];
+        let mut index = 0;
+        while index < names.len() {
+            names[index] = Self::ALL[index].name();
+            index += 1;
+        }
+        names
+    };
+
     /// The name used in captures and in reports for programs.
     pub const fn name(self) -> &'static str {
         match self {

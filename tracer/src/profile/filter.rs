@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::Site;
 use super::number::Number;
 use crate::capture::Capture;
-use crate::model::{AllocatorId, Lens, ProcessId};
+use crate::model::{AllocatorId, Lens, MemoryClass, ProcessId};
 
 /// What the sites are ranked by, the largest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +82,8 @@ pub struct Filter {
     pub tgid: Option<u32>,
     /// Only sites of the allocators with this name, whatever the case of its letters.
     pub allocator: Option<String>,
+    /// Only sites of this class, also of one that is set aside otherwise; without it, those that can be leaks.
+    pub class: Option<MemoryClass>,
     /// Whether equal stacks of processes of one executable are one row.
     pub merges_processes: bool,
 }

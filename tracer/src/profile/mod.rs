@@ -116,7 +116,10 @@ impl Profile {
         let merges = filter.merges_processes && filter.by == By::Site;
         let mut sites = merge::merge(&capture, &numbers, merges);
         let completeness = completeness::fold(&capture, &sites);
-        sites.retain(|site| site.class.can_leak() && selection.takes_site(site));
+        sites.retain(|site| {
+            let is_wanted = filter.class.map_or_else(|| site.class.can_leak(), |class| site.class == class);
+            is_wanted && selection.takes_site(site)
+        });
         site::order(&mut sites, &capture.series, &filter);
         let total = |lens| totals::totals(&capture.series, sites.iter().filter(|site| site.lens == lens));
         let (totals, mapped) = (total(Lens::Malloc), total(Lens::Mmap));

@@ -41,7 +41,8 @@ impl Names<'_> {
     fn functions(&self, frames: &[FrameId]) -> Vec<FrameFacts<'_>> {
         let mut functions = Vec::with_capacity(frames.len());
         for frame in frames {
-            let object = self.objects.get(frame).and_then(|object| self.paths.get(object)).map(String::as_str);
+            let object =
+                self.objects.get(frame).and_then(|object| self.paths.get(object)).map(String::as_str);
             let locations = self.locations.get(frame).copied().unwrap_or_default();
             functions
                 .extend(locations.iter().map(|one| FrameFacts { function: one.function.as_deref(), object }));
@@ -105,10 +106,9 @@ fn kind_of(kind: MappingKind, name: &str) -> managed::MappingKind {
         MappingKind::PrivateFile | MappingKind::SharedFile => managed::MappingKind::File,
         MappingKind::Break => managed::MappingKind::Brk,
         MappingKind::SharedSegment => managed::MappingKind::SystemV,
-        MappingKind::Anonymous
-        | MappingKind::ThreadStack
-        | MappingKind::Code
-        | MappingKind::Remapped => managed::MappingKind::Anonymous,
+        MappingKind::Anonymous | MappingKind::ThreadStack | MappingKind::Code | MappingKind::Remapped => {
+            managed::MappingKind::Anonymous
+        }
     }
 }
 
@@ -129,7 +129,10 @@ fn thread_stacks(facts: &SiteFacts) -> (MemoryClass, Option<String>) {
     let (running, ended) = (facts.running_threads, facts.ended_threads);
     match (running, ended) {
         (0, 0) => (MemoryClass::ThreadStack, None),
-        (_, 0) => (MemoryClass::ThreadStack, Some(counted(running, "running").replace("of running", "of a running"))),
+        (_, 0) => (
+            MemoryClass::ThreadStack,
+            Some(counted(running, "running").replace("of running", "of a running")),
+        ),
         _ => {
             let also = if running > 0 { format!("; {running} of running ones") } else { String::new() };
             let label = counted(ended, "ended").replace("of ended", "of an ended");
@@ -149,7 +152,8 @@ pub fn place_of<'a>(regions: Option<&'a [Region]>, ranges: &[(u64, u64)]) -> Pla
         total = total.saturating_add(end.saturating_sub(*start));
     }
     for region in regions {
-        let covers = |(start, end): &(u64, u64)| end.min(&region.end).saturating_sub(*start.max(&region.start));
+        let covers =
+            |(start, end): &(u64, u64)| end.min(&region.end).saturating_sub(*start.max(&region.start));
         let bytes: u64 = ranges.iter().map(covers).sum();
         inside = inside.saturating_add(bytes);
         if bytes > best.map_or(0, |(_, most)| most) {

@@ -265,6 +265,15 @@ impl CodeStore {
         }
     }
 
+    /// Path by object.
+    pub fn paths(&self) -> HashMap<ObjectId, String> {
+        let path = |known: &Known| match &known.source {
+            Source::Vdso(_) => "[vdso]".to_owned(),
+            Source::File(file) => file.path().to_owned(),
+        };
+        self.objects.values().map(|known| (known.id, path(known))).collect()
+    }
+
     /// The identity of an object.
     pub fn key_of(&self, id: ObjectId) -> Option<Key> {
         self.objects.iter().find(|(_, known)| known.id == id).map(|(key, _)| *key)

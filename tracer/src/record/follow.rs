@@ -47,6 +47,7 @@ fn member(
         programs: vec![program(process.target, process.uid, row, epoch, hints)],
         code: ProcessCode::new(tgid, epoch),
         mappings: MappingBook::default(),
+        regions: None,
         absence: None,
         links: Links::default(),
         is_dirty: true,
@@ -125,7 +126,7 @@ impl Session {
         if self.options.lenses.contains(&Lens::Malloc) && (changed || member.links.is_empty()) {
             let allocators = self.discoverer.discover(tgid.get())?;
             for allocator in &allocators {
-                if self.allocators.insert(allocator.number) {
+                if self.allocators.insert(allocator.number, allocator.name).is_none() {
                     self.writer.add_allocator(&describe(allocator))?;
                 }
             }

@@ -5,6 +5,7 @@ use std::{num::NonZeroU32, os::fd::OwnedFd};
 use super::{link::Links, mapping::MappingBook, process_code::ProcessCode};
 use crate::{
     attach::absence::Absence,
+    managed::Region,
     model::{ProcessId, Target},
     symbolize::PerfMapSource,
 };
@@ -33,6 +34,8 @@ pub struct Member {
     pub code: ProcessCode,
     /// What it has mapped.
     pub mappings: MappingBook,
+    /// Which ranges its runtime uses for what, at the last look; `None` where that is not known.
+    pub regions: Option<Vec<Region>>,
     /// Why it has no probes; `None` if it has some, or shall have none.
     pub absence: Option<Absence>,
     /// Its probes.

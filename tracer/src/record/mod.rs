@@ -2,6 +2,7 @@
 
 mod address_space;
 mod check;
+mod classes;
 mod clock;
 mod code_store;
 mod error;

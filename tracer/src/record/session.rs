@@ -12,6 +12,7 @@ use tracer_common::abi::{Loss, SiteCounters, Tally};
 
 use super::{
     RecordError,
+    classes::{MappingStack, Names, class_of, place_of},
     clock::{monotonic_ns, nanoseconds},
     code_store::CodeStore,
     event::{self, Event},
@@ -33,7 +34,7 @@ use super::{
 use crate::{
     attach::{AttachError, absence::Absence, discover::Discoverer, maps, target::TargetProcess},
     capture::CaptureWriter,
-    model::{EndReason, Lens, ProcessEnd, Target},
+    model::{EndReason, FrameId, Lens, Location, ProcessEnd, Stack, Target},
 };
 
 /// Growth of RSS without a single probe hit, in bytes, from which the self-test speaks.
@@ -47,8 +48,9 @@ const REFRESH_PAUSE_MAX: Duration = Duration::from_millis(100);
 pub struct Session {
     pub(super) options: RecordOptions,
     pub(super) discoverer: Discoverer,
-    /// Numbers of the allocators that are in the capture.
-    pub(super) allocators: BTreeSet<u16>,
+    /// Names of the allocators that are in the capture, by number.
+    pub(super) allocators: BTreeMap<u16, &'static str>,
+    mapping_stacks: HashMap<u32, MappingStack>,
     pub(super) programs: Programs,
     pub(super) store: CodeStore,
     pub(super) roster: Roster,
@@ -116,7 +118,8 @@ impl Session {
         let lenses = options.lenses.clone();
         Ok(Self {
             discoverer: Discoverer::new(options.selection.clone()),
-            allocators: BTreeSet::new(),
+            allocators: BTreeMap::new(),
+            mapping_stacks: HashMap::new(),
             last: vec![SiteCounters::default(); options.limits.max_sites as usize],
             options,
             programs,
@@ -272,6 +275,10 @@ impl Session {
                         self.writer.add_frame(frame)?;
                     }
                     self.writer.add_stack(&added.stack)?;
+                    if lens == Lens::Mmap {
+                        let Stack { process, allocator, frames, .. } = added.stack;
+                        self.mapping_stacks.insert(site, MappingStack { process, allocator, frames });
+                    }
                 }
                 Event::Mapping(event) => {
                     if let Some(member) = self.roster.get_mut(event.header.tgid) {
@@ -491,6 +498,30 @@ impl Session {
             }
         }
         self.hints.extend(naming.hints);
+        let locations = naming.locations.iter().map(|(frame, found)| (*frame, found.as_slice())).collect();
+        self.classify_mappings(&locations)
+    }
+
+    /// Says of every site of mappings what they are.
+    fn classify_mappings(&mut self, locations: &HashMap<FrameId, &[Location]>) -> Result<(), RecordError> {
+        let objects = self.book.frames().filter_map(|(frame, ..)| Some((frame.id, frame.object?))).collect();
+        let names =
+            Names { locations, objects: &objects, paths: &self.store.paths(), allocators: &self.allocators };
+        for member in self.roster.all() {
+            let ranges = member.mappings.ranges_by_site();
+            for (site, facts) in member.mappings.facts() {
+                let stack = self.mapping_stacks.get(&site);
+                let program = member
+                    .programs
+                    .iter()
+                    .find(|program| stack.is_some_and(|stack| stack.process == program.id))
+                    .unwrap_or_else(|| member.program());
+                let runtime = program.target.runtime.as_ref();
+                let ranges = ranges.get(&site).map_or(&[][..], Vec::as_slice);
+                let place = place_of(member.regions.as_deref(), ranges);
+                self.writer.set_site_class(&class_of(site, &facts, stack, &names, runtime, place))?;
+            }
+        }
         Ok(())
     }
 

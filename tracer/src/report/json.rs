@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::escape::is_deceptive;
 use super::section::{group_name, state};
-use crate::model::{EndReason, Lens, Runtime, Target};
+use crate::model::{EndReason, Lens, MemoryClass, Runtime, Target};
 use crate::profile::{
     AllocatorSummary, Group, GroupKey, ProcessSummary, Profile, Rss, SetAside, Site, SiteFrame, Totals,
 };
@@ -44,6 +44,7 @@ pub fn json(profile: &Profile) -> Value {
             "lens": profile.filter.lens.map(Lens::name),
             "pid": profile.filter.tgid,
             "allocator": profile.filter.allocator,
+            "class": profile.filter.class.map(MemoryClass::name),
             "merge_processes": profile.filter.merges_processes,
         },
         "totals": totals(profile),

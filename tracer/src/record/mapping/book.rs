@@ -160,6 +160,17 @@ impl MappingBook {
         self.ledger.counters(site)
     }
 
+    /// What is mapped now, by site: first address, and the one behind the last.
+    pub fn ranges_by_site(&self) -> std::collections::BTreeMap<u32, Vec<(u64, u64)>> {
+        let mut ranges: std::collections::BTreeMap<u32, Vec<(u64, u64)>> = std::collections::BTreeMap::new();
+        for piece in self.ranges.iter() {
+            if let Some(mapping) = self.ledger.mapping(piece.mapping) {
+                ranges.entry(mapping.site).or_default().push((piece.start, piece.end));
+            }
+        }
+        ranges
+    }
+
     /// The facts of every site.
     pub fn facts(&self) -> std::collections::BTreeMap<u32, SiteFacts> {
         self.ledger.facts()
