@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::{code::CodeTables, stacks::StackBook};
 use crate::{
     model::{Frame, FrameId, FrameKind, Location, ObjectId, Target},
-    symbolize::{CodeOffset, PerfMap, PerfMapSource, SymbolizeOptions, Symbolizer, hint_for, parse_jit_name},
+    symbolize::{CodeOffset, PerfMapSource, SymbolizeOptions, Symbolizer, hint_for, parse_jit_name},
 };
 
 /// What the frames are.
@@ -79,18 +79,15 @@ fn name_generated(
     if frames.is_empty() {
         return;
     }
-    let map = match perf_map.map(PerfMapSource::read) {
-        Some(Ok(map)) => map,
-        Some(Err(error)) => {
+    let perf_map = perf_map.map(|map| {
+        if let Err(error) = map.finish() {
             naming.hints.push(format!("no names from the perf map: {error}"));
-            None
         }
-        None => None,
-    };
+        &*map
+    });
     let mut unnamed_count = 0;
     for frame in frames {
-        // A return address belongs to the call before it.
-        let name = map.as_ref().and_then(|map: &PerfMap| map.find(frame.address.saturating_sub(1)));
+        let name = perf_map.and_then(|map| map.name_of(frame.address));
         match name.map(parse_jit_name) {
             Some(found) => {
                 naming.kinds.push((frame.id, found.kind));
@@ -102,7 +99,5 @@ fn name_generated(
             }
         }
     }
-    naming.hints.extend(
-        target.runtime.as_ref().and_then(|runtime| hint_for(runtime, &target.cmdline, unnamed_count)),
-    );
+    naming.hints.extend(target.runtime.as_ref().and_then(|runtime| hint_for(runtime, target, unnamed_count)));
 }
