@@ -1,12 +1,14 @@
 //! Managed runtimes: stacks through Go, and names of code that is made at run time.
 
 use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Command;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use tracer_tests::report::{Report, Site};
 use tracer_tests::require::Need;
-use tracer_tests::target::Target;
-use tracer_tests::tracer::{COMPLETE, offheap};
+use tracer_tests::target::{Target, command};
+use tracer_tests::tracer::{COMPLETE, Recording, offheap};
 use tracer_tests::{Result, require};
 
 use crate::trace_exactly;
@@ -92,4 +94,83 @@ fn go_without_c() -> Result {
     // Its memory is mappings, all of which are seen: nothing is missing.
     ensure!(output.status.code() == Some(COMPLETE) && text.contains("Go program without C code"), "{text}");
     target.finish_well()
+}
+
+/// Traces a command that behaves like a target; `between` is done when it has worked.
+fn trace(command: Command, between: impl FnOnce(&Target) -> Result) -> Result<(Report, String)> {
+    let mut target = Target::start_command(command)?;
+    let recording = Recording::attach(&target, &[])?;
+    let truth = target.work()?;
+    between(&target)?;
+    let finished = recording.stop()?;
+    target.finish_well()?;
+    finished.expect_status(COMPLETE)?;
+    let report = finished.report()?;
+    truth.compare(&report)?;
+    Ok((report, finished.errors.join("\n")))
+}
+
+#[test]
+fn node_functions_have_names() -> Result {
+    require!(Need::Program("node"), Need::File("/usr/include/node/node_api.h"));
+    let leak_node = command("leak_node")?;
+    let mut node = Command::new(leak_node.get_program());
+    node.args(["--perf-basic-prof", "--interpreted-frames-native-stack"]).args(leak_node.get_args());
+    let mut map = None;
+    let (report, errors) = trace(node, |target| {
+        map = Some(format!("/tmp/perf-{}.map", target.pid()));
+        Ok(())
+    })?;
+    // The file is the target's; it leaves it behind.
+    map.map(std::fs::remove_file).transpose()?;
+    // The addon is called by `handle`, at every depth, and that by the script.
+    let sites = through(&report, "site_node_malloc");
+    ensure!(!sites.is_empty(), "no site");
+    for site in sites {
+        let handle = site.stack.iter().find(|frame| frame.function.as_deref() == Some("handle"));
+        let handle = handle.with_context(|| format!("{:?}", site.functions()))?;
+        ensure!(handle.file.as_deref().is_some_and(|file| file.ends_with("leak_node.js")), "{handle:?}");
+    }
+    ensure!(!errors.contains("--perf-basic-prof"), "{errors}");
+    Ok(())
+}
+
+#[test]
+fn java_methods_get_their_names_in_the_middle() -> Result {
+    require!(Need::Program("java"), Need::Program("javac"), Need::Program("jcmd"));
+    let leak_jni = command("LeakJni")?;
+    let mut java = Command::new(leak_jni.get_program());
+    // What is to be compiled is compiled before it is called again.
+    java.arg("-Xbatch").args(leak_jni.get_args());
+    let (report, _) = trace(java, |target| {
+        let pid = target.pid().to_string();
+        ensure!(!Path::new(&format!("/tmp/perf-{pid}.map")).exists(), "there is a map already");
+        let output = Command::new("jcmd").args([&pid, "Compiler.perfmap"]).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(())
+    })?;
+    let sites = through(&report, "site_jni_malloc");
+    let is_named = |site: &&&Site| {
+        site.functions()
+            .iter()
+            .any(|name| name.starts_with("LeakJni.handle") || name.contains(" LeakJni.handle"))
+    };
+    ensure!(
+        sites.iter().filter(is_named).count() > 0,
+        "{:?}",
+        sites.iter().map(|site| site.functions()).collect::<Vec<_>>()
+    );
+    Ok(())
+}
+
+#[test]
+fn java_without_a_map_says_how_to_get_one() -> Result {
+    require!(Need::Program("java"), Need::Program("javac"));
+    let mut command_line = String::new();
+    let (_, errors) = trace(command("LeakJni")?, |target| {
+        command_line = format!("jcmd {} Compiler.perfmap", target.pid());
+        Ok(())
+    })?;
+    ensure!(errors.contains(&command_line), "{errors}");
+    Ok(())
 }

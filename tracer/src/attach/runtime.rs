@@ -56,6 +56,8 @@ fn by_name(path: &str) -> Option<(&'static str, Option<String>, String)> {
         "node" | "nodejs" => ("node", None),
         "libjvm.so" => ("jvm", None),
         "libcoreclr.so" => ("dotnet", None),
+        "ruby" => ("ruby", None),
+        _ if base.starts_with("libruby") && base.contains(".so") => ("ruby", None),
         _ => match (
             base.strip_prefix("libpython"),
             base.strip_prefix("python"),
@@ -163,6 +165,7 @@ mod tests {
         assert_eq!(name("/opt/python3.11 (deleted)"), Some(("cpython", Some("3.11".to_owned()))));
         assert_eq!(name("/usr/lib/libpython3.12.so.1.0"), Some(("cpython", Some("3.12".to_owned()))));
         assert_eq!(name("/jdk/lib/server/libjvm.so"), Some(("jvm", None)));
+        assert_eq!(name("/usr/lib/libruby-3.1.so.3.1"), Some(("ruby", None)));
         assert_eq!(name("/usr/bin/python-argcomplete"), None);
         assert_eq!(name("/usr/bin/nginx"), None);
     }

@@ -4,8 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{code_store::CodeStore, member::Program, stacks::StackBook};
 use crate::{
+<<<<<<< HEAD
     model::{Frame, FrameId, FrameKind, Location, ObjectId, ProcessId},
     symbolize::{CodeOffset, PerfMap, PerfMapSource, SymbolizeOptions, Symbolizer, hint_for, parse_jit_name},
+=======
+    model::{Frame, FrameId, FrameKind, Location, ObjectId, Target},
+    symbolize::{CodeOffset, PerfMapSource, SymbolizeOptions, Symbolizer, hint_for, parse_jit_name},
+>>>>>>> ab68153
 };
 
 /// What the frames are.
@@ -75,19 +80,31 @@ fn name_objects(
     }
 }
 
+<<<<<<< HEAD
 fn name_generated(naming: &mut Naming, program: &mut Program, frames: &[&Frame]) {
     let map = match program.perf_map.as_mut().map(PerfMapSource::read) {
         Some(Ok(map)) => map,
         Some(Err(error)) => {
+=======
+fn name_generated(
+    naming: &mut Naming,
+    target: &Target,
+    perf_map: Option<&mut PerfMapSource>,
+    frames: &[&Frame],
+) {
+    if frames.is_empty() {
+        return;
+    }
+    let perf_map = perf_map.map(|map| {
+        if let Err(error) = map.finish() {
+>>>>>>> ab68153
             naming.hints.push(format!("no names from the perf map: {error}"));
-            None
         }
-        None => None,
-    };
+        &*map
+    });
     let mut unnamed_count = 0;
     for frame in frames {
-        // A return address belongs to the call before it.
-        let name = map.as_ref().and_then(|map: &PerfMap| map.find(frame.address.saturating_sub(1)));
+        let name = perf_map.and_then(|map| map.name_of(frame.address));
         match name.map(parse_jit_name) {
             Some(found) => {
                 naming.kinds.push((frame.id, found.kind));
@@ -99,6 +116,7 @@ fn name_generated(naming: &mut Naming, program: &mut Program, frames: &[&Frame])
             }
         }
     }
+<<<<<<< HEAD
     naming.hints.extend(
         program
             .target
@@ -106,4 +124,7 @@ fn name_generated(naming: &mut Naming, program: &mut Program, frames: &[&Frame])
             .as_ref()
             .and_then(|runtime| hint_for(runtime, &program.target.cmdline, unnamed_count)),
     );
+=======
+    naming.hints.extend(target.runtime.as_ref().and_then(|runtime| hint_for(runtime, target, unnamed_count)));
+>>>>>>> ab68153
 }

@@ -35,30 +35,52 @@ struct Range {
 pub struct PerfMap {
     ranges: BTreeMap<u64, Range>,
     losses: PerfMapLosses,
+    read_bytes: u64,
+    line_count: u64,
 }
 
 impl PerfMap {
     /// Reads a map. Code is moved and addresses are reused, so a line takes its range from the lines before
     /// it. Damaged lines are counted; the only error is that of the reader.
     pub fn parse(reader: impl BufRead) -> io::Result<Self> {
-        Self::parse_bounded(reader, MAX_BYTES, MAX_LINES)
+        let mut map = Self::default();
+        map.add(reader, u64::MAX, true)?;
+        Ok(map)
     }
 
-    fn parse_bounded(reader: impl BufRead, max_bytes: u64, max_lines: u64) -> io::Result<Self> {
-        // One byte more than allowed, to tell a file that ends at the limit from one that goes on.
-        let mut reader = io::Read::take(reader, max_bytes.saturating_add(1));
-        let mut map = Self::default();
+    /// Adds lines, at most `max_bytes` of them, and gives the bytes that were used. Without `is_last`, a line
+    /// that has no end yet is left for the next time.
+    ///
+    /// # Errors
+    /// That of the reader; what came before it is in the map.
+    pub fn add(&mut self, reader: impl BufRead, max_bytes: u64, is_last: bool) -> io::Result<u64> {
+        self.add_bounded(reader, max_bytes, is_last, (MAX_BYTES, MAX_LINES))
+    }
+
+    fn add_bounded(
+        &mut self,
+        mut reader: impl BufRead,
+        max_bytes: u64,
+        is_last: bool,
+        (limit_bytes, limit_lines): (u64, u64),
+    ) -> io::Result<u64> {
+        let mut used_bytes = 0;
         let mut line = Vec::new();
-        let mut line_count = 0;
-        while read_line(&mut reader, &mut line)? {
-            if reader.limit() == 0 || line_count == max_lines {
-                map.losses.is_truncated = true;
+        while used_bytes < max_bytes {
+            let (bytes, is_whole) = read_line(&mut reader, &mut line)?;
+            if bytes == 0 || !(is_whole || is_last) {
                 break;
             }
-            line_count += 1;
-            map.add_line(&line);
+            if self.read_bytes + bytes > limit_bytes || self.line_count == limit_lines {
+                self.losses.is_truncated = true;
+                break;
+            }
+            self.read_bytes += bytes;
+            self.line_count += 1;
+            used_bytes += bytes;
+            self.add_line(&line);
         }
-        Ok(map)
+        Ok(used_bytes)
     }
 
     fn add_line(&mut self, line: &[u8]) {
@@ -100,6 +122,17 @@ impl PerfMap {
         (address < range.end).then_some(&*range.name)
     }
 
+    /// The same, to be kept.
+    pub(super) fn find_shared(&self, address: u64) -> Option<Arc<str>> {
+        let (_, range) = self.ranges.range(..=address).next_back()?;
+        (address < range.end).then(|| Arc::clone(&range.name))
+    }
+
+    /// Lines that were read.
+    pub fn line_count(&self) -> u64 {
+        self.line_count
+    }
+
     /// Number of ranges.
     pub fn len(&self) -> usize {
         self.ranges.len()
@@ -116,23 +149,24 @@ impl PerfMap {
     }
 }
 
-/// Reads one line, without its end, of which no more is kept than can matter. False at the end of the file.
-fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+/// Reads one line, without its end, of which no more is kept than can matter. Gives its bytes, with its end,
+/// and whether it had one; none at the end of the file.
+fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<(u64, bool)> {
     line.clear();
-    let mut has_read = false;
+    let mut read_bytes = 0;
     loop {
         let buffer = reader.fill_buf()?;
         if buffer.is_empty() {
-            return Ok(has_read);
+            return Ok((read_bytes, false));
         }
-        has_read = true;
         let end = buffer.iter().position(|&byte| byte == b'\n');
         let text = &buffer[..end.unwrap_or(buffer.len())];
         line.extend_from_slice(&text[..text.len().min(MAX_LINE_BYTES - line.len())]);
         let used = text.len() + usize::from(end.is_some());
+        read_bytes += used as u64;
         reader.consume(used);
         if end.is_some() {
-            return Ok(true);
+            return Ok((read_bytes, true));
         }
     }
 }
@@ -205,12 +239,26 @@ mod tests {
         assert_eq!(map.losses().cut_names, 1);
 
         let text = "10 10 a\n20 10 b\n";
-        let whole = PerfMap::parse_bounded(text.as_bytes(), text.len() as u64, 2).unwrap();
-        assert_eq!((whole.len(), whole.losses().is_truncated), (2, false));
-        let cut_bytes = PerfMap::parse_bounded(text.as_bytes(), text.len() as u64 - 1, 2).unwrap();
-        assert_eq!((cut_bytes.len(), cut_bytes.losses().is_truncated), (1, true));
-        let cut_lines = PerfMap::parse_bounded(text.as_bytes(), 1000, 1).unwrap();
-        assert_eq!((cut_lines.len(), cut_lines.losses().is_truncated), (1, true));
+        let bounded = |bytes, lines| {
+            let mut map = PerfMap::default();
+            map.add_bounded(text.as_bytes(), u64::MAX, true, (bytes, lines)).unwrap();
+            (map.len(), map.losses().is_truncated)
+        };
+        assert_eq!(bounded(text.len() as u64, 2), (2, false));
+        assert_eq!(bounded(text.len() as u64 - 1, 2), (1, true));
+        assert_eq!(bounded(1000, 1), (1, true));
+    }
+
+    #[test]
+    fn a_line_that_is_still_written_is_left_for_the_next_time() {
+        let mut map = PerfMap::default();
+        assert_eq!(map.add(&b"10 10 one\n20 10 tw"[..], u64::MAX, false).unwrap(), 10);
+        assert_eq!((map.len(), map.losses()), (1, PerfMapLosses::default()));
+        assert_eq!(map.add(&b"20 10 two"[..], u64::MAX, true).unwrap(), 9);
+        assert_eq!(map.find(0x20), Some("two"));
+        // A bound is kept by whole lines.
+        assert_eq!(map.add(&b"30 10 three\n40 10 four\n"[..], 1, false).unwrap(), 12);
+        assert_eq!(map.find(0x40), None);
     }
 
     proptest! {
