@@ -74,6 +74,10 @@ impl Discoverer {
     /// [`AttachError::NoProcess`], [`AttachError::NotPermitted`].
     pub fn discover(&mut self, tgid: u32) -> Result<Vec<Arc<Allocator>>, AttachError> {
         let entries = maps::read(tgid)?;
+        // A process that has exited has no memory, but is still in /proc.
+        if entries.is_empty() {
+            return Err(AttachError::NoProcess { tgid });
+        }
         let exe = fs::metadata(format!("/proc/{tgid}/exe")).ok().map(|exe| (exe.dev(), exe.ino()));
         let named = self.selection.named_files(tgid);
         let mut is_mapped = vec![false; named.len()];

@@ -66,7 +66,10 @@ fn program(
     let perf_map = match PerfMapSource::open(target.tgid, inner_tgid, uid) {
         Ok(source) => Some(source),
         Err(error) => {
-            hints.insert(format!("no names from the perf map: {error}"));
+            // Of a process that has gone meanwhile nothing is expected.
+            if std::path::Path::new(&format!("/proc/{}/exe", target.tgid)).exists() {
+                hints.insert(format!("no names from the perf map: {error}"));
+            }
             None
         }
     };

@@ -4,13 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{code_store::CodeStore, member::Program, stacks::StackBook};
 use crate::{
-<<<<<<< HEAD
     model::{Frame, FrameId, FrameKind, Location, ObjectId, ProcessId},
-    symbolize::{CodeOffset, PerfMap, PerfMapSource, SymbolizeOptions, Symbolizer, hint_for, parse_jit_name},
-=======
-    model::{Frame, FrameId, FrameKind, Location, ObjectId, Target},
-    symbolize::{CodeOffset, PerfMapSource, SymbolizeOptions, Symbolizer, hint_for, parse_jit_name},
->>>>>>> ab68153
+    symbolize::{CodeOffset, SymbolizeOptions, Symbolizer, hint_for, parse_jit_name},
 };
 
 /// What the frames are.
@@ -80,24 +75,10 @@ fn name_objects(
     }
 }
 
-<<<<<<< HEAD
 fn name_generated(naming: &mut Naming, program: &mut Program, frames: &[&Frame]) {
-    let map = match program.perf_map.as_mut().map(PerfMapSource::read) {
-        Some(Ok(map)) => map,
-        Some(Err(error)) => {
-=======
-fn name_generated(
-    naming: &mut Naming,
-    target: &Target,
-    perf_map: Option<&mut PerfMapSource>,
-    frames: &[&Frame],
-) {
-    if frames.is_empty() {
-        return;
-    }
-    let perf_map = perf_map.map(|map| {
+    let Program { target, perf_map, .. } = program;
+    let perf_map = perf_map.as_mut().map(|map| {
         if let Err(error) = map.finish() {
->>>>>>> ab68153
             naming.hints.push(format!("no names from the perf map: {error}"));
         }
         &*map
@@ -116,15 +97,5 @@ fn name_generated(
             }
         }
     }
-<<<<<<< HEAD
-    naming.hints.extend(
-        program
-            .target
-            .runtime
-            .as_ref()
-            .and_then(|runtime| hint_for(runtime, &program.target.cmdline, unnamed_count)),
-    );
-=======
     naming.hints.extend(target.runtime.as_ref().and_then(|runtime| hint_for(runtime, target, unnamed_count)));
->>>>>>> ab68153
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{address_space::AddressSpace, exit_watch::ExitWatch, member::Member};
-use crate::model::ProcessId;
+use crate::model::{Frame, FrameKind, ProcessId};
 
 /// All processes.
 pub struct Roster {
@@ -81,6 +81,22 @@ impl Roster {
     /// A process that lives, or the last one of that number that did.
     pub fn find(&self, tgid: u32) -> Option<&Member> {
         self.alive.get(&tgid).or_else(|| self.ended.iter().rev().find(|member| member.tgid.get() == tgid))
+    }
+
+    /// Tells the perf map of a program of frames in code that was made at run time.
+    pub fn announce(&mut self, row: ProcessId, frames: &[Frame]) {
+        if frames.iter().all(|frame| frame.kind != FrameKind::Jit) {
+            return;
+        }
+        let programs = self.alive.values_mut().flat_map(|member| &mut member.programs);
+        if let Some(map) =
+            programs.filter(|program| program.id == row).find_map(|program| program.perf_map.as_mut())
+        {
+            frames
+                .iter()
+                .filter(|frame| frame.kind == FrameKind::Jit)
+                .for_each(|frame| map.seen(frame.address));
+        }
     }
 
     /// What addresses mean in the memory of a row of the capture.

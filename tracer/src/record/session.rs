@@ -274,6 +274,7 @@ impl Session {
                     for frame in &added.frames {
                         self.writer.add_frame(frame)?;
                     }
+                    self.roster.announce(program, &added.frames);
                     self.writer.add_stack(&added.stack)?;
                     if lens == Lens::Mmap {
                         let Stack { process, allocator, frames, .. } = added.stack;
@@ -352,10 +353,19 @@ impl Session {
         Ok(())
     }
 
+    /// Names frames of code that was made at run time while the map still says what they were.
+    fn poll_perf_maps(&mut self) {
+        for program in self.roster.alive_mut().filter_map(|member| member.programs.last_mut()) {
+            // What cannot be read now is tried again, and told of at the end.
+            let _ = program.perf_map.as_mut().map(crate::symbolize::PerfMapSource::poll);
+        }
+    }
+
     /// One line of every series.
     fn sample(&mut self, elapsed: Duration) -> Result<(), RecordError> {
         self.drain_events()?;
         self.look_at_mappings(MappingBook::wants_look)?;
+        self.poll_perf_maps();
         self.ends.purge(self.programs.live.fd().as_fd(), &mut self.ended, &mut self.ages)?;
         let elapsed_ns = nanoseconds(elapsed);
         self.progress = Progress {
