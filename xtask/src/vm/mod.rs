@@ -19,7 +19,16 @@ use initramfs::Image;
 use kernel::Kernel;
 
 /// Tests that run without language runtimes; the others need more than an initramfs holds.
-const GUEST_TESTS: &[&str] = &["native::", "lifecycle::", "errors::", "losses::", "mappings::", "output::"];
+const GUEST_TESTS: &[&str] = &[
+    "native::",
+    "lifecycle::",
+    "errors::",
+    "losses::",
+    "mappings::every_system_call",
+    "output::",
+    "processes::children_are_followed",
+    "processes::exec_ends_all_records",
+];
 /// The one test for kernels that offheap refuses.
 const REFUSAL_TEST: &[&str] = &["--ignored", "--exact", "old_kernel::old_kernel_is_refused"];
 const TIMEOUT_S: u64 = 900;
