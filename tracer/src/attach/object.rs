@@ -123,7 +123,7 @@ fn has_mapped_code(tgid: u32, entry: &MapEntry, file: &File) -> bool {
 
 /// Fills `buffer` from the memory of a process. (`/proc/PID/mem` would want the process's own user besides
 /// CAP_SYS_PTRACE.)
-fn read_memory(tgid: u32, address: u64, buffer: &mut [u8]) -> bool {
+pub(crate) fn read_memory(tgid: u32, address: u64, buffer: &mut [u8]) -> bool {
     let (Ok(pid), Ok(start)) = (i32::try_from(tgid), usize::try_from(address)) else { return false };
     let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let remote = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: buffer.len() };

@@ -4,7 +4,11 @@
 //! it tells them apart. It is static, so that a stripped interpreter has no name for it: then an arena is known by
 //! its size, which nothing else in the interpreter asks for.
 
+use std::collections::HashMap;
+
+use super::Region;
 use super::mapping::{FrameFacts, MappingFacts, MappingKind};
+use super::memory::Memory;
 use super::rule::{Table, file_name, rule};
 use crate::model::MemoryClass::{self, JitCode, ManagedHeap};
 use crate::model::Runtime;
@@ -13,7 +17,11 @@ const ARENA: &str = "CPython arena";
 /// Bytes of an arena: 1 MiB since 3.10, 256 KiB before (`ARENA_BITS` of Objects/obmalloc.c; 64-bit machines).
 const ARENA_BYTES: u64 = 1 << 20;
 const OLD_ARENA_BYTES: u64 = 256 << 10;
-const OBJECTS: &[&str] = &["libpython", "python"];
+/// Arenas that are read: a terabyte of them.
+const MAX_ARENAS: u64 = 1 << 20;
+/// Bytes of an entry of the table of arenas, `struct arena_object`, the same since 2.5.
+const ARENA_OBJECT_BYTES: u64 = 48;
+pub(super) const OBJECTS: &[&str] = &["libpython", "python"];
 
 pub(super) const TABLE: Table = Table {
     rules: &[
@@ -66,4 +74,41 @@ pub(super) fn by_size(
     let is_plain = facts.kind == MappingKind::Anonymous && !facts.is_executable && !facts.is_reserved;
     (runtime.name == "cpython" && is_unnamed && is_arena && is_plain)
         .then_some((ManagedHeap, "CPython arena, by its size"))
+}
+
+/// Whether a variable of the interpreter is needed for [`regions`].
+pub(super) fn is_needed(variable: &str) -> bool {
+    ["arenas", "maxarenas"].contains(&variable)
+}
+
+/// The arenas of the small-object allocator, by its own table (`arenas` of Objects/obmalloc.c, up to 3.11).
+///
+/// The table is a static variable: an interpreter without `.symtab`, as distributions ship it, does not tell, and
+/// neither does 3.12, which has it in the interpreter's state. Chunks of the frame stack are in no table.
+pub(super) fn regions(
+    memory: &impl Memory,
+    variables: &HashMap<String, u64>,
+    runtime: &Runtime,
+) -> Vec<Region> {
+    let arenas = || {
+        let table = memory.word(*variables.get("arenas")?).filter(|table| *table != 0)?;
+        let count = u64::from(memory.half(*variables.get("maxarenas")?)?).min(MAX_ARENAS);
+        let size_bytes = match minor_version(runtime) {
+            Some(..10) => OLD_ARENA_BYTES,
+            _ => ARENA_BYTES,
+        };
+        let region = |index: u64| {
+            let start =
+                memory.word(table.checked_add(index * ARENA_OBJECT_BYTES)?).filter(|start| *start != 0)?;
+            let end = start.checked_add(size_bytes)?;
+            Some(Region { start, end, class: ManagedHeap, label: ARENA })
+        };
+        Some((0..count).filter_map(region).collect())
+    };
+    arenas().unwrap_or_default()
+}
+
+/// The second number of the version.
+fn minor_version(runtime: &Runtime) -> Option<u32> {
+    runtime.version.as_deref()?.split('.').nth(1)?.parse().ok()
 }
