@@ -34,6 +34,7 @@ use super::{
 use crate::{
     attach::{AttachError, absence::Absence, discover::Discoverer, maps, target::TargetProcess},
     capture::CaptureWriter,
+    managed,
     model::{EndReason, FrameId, Lens, Location, ProcessEnd, Stack, Target},
 };
 
@@ -361,6 +362,17 @@ impl Session {
         }
     }
 
+    /// Asks the runtimes of those that live which ranges are theirs, for what they have mapped.
+    fn ask_runtimes(&mut self) {
+        let maps_something = |member: &&mut Member| member.mappings.sites().next().is_some();
+        for member in self.roster.alive_mut().filter(maps_something) {
+            let Some(runtime) = &member.program().target.runtime else { continue };
+            let tgid = member.tgid.get();
+            member.regions =
+                maps::read(tgid).ok().and_then(|entries| managed::regions(tgid, runtime, &entries));
+        }
+    }
+
     /// One line of every series.
     fn sample(&mut self, elapsed: Duration) -> Result<(), RecordError> {
         self.drain_events()?;
@@ -444,6 +456,7 @@ impl Session {
         // Taken before the probes go, which takes a while: what is read afterwards is the state of now.
         let elapsed = self.started.elapsed();
         self.look_at_mappings(|_| true)?;
+        self.ask_runtimes();
         if let Some(hooks) = &mut self.hooks {
             hooks.detach();
         }
