@@ -11,7 +11,10 @@ use perf_event_open_sys::{
     perf_event_open,
 };
 
-use super::AttachError;
+use super::{
+    AttachError,
+    tracepoint::{Tracefs, TracepointError},
+};
 
 /// The number of the uprobe PMU.
 const UPROBE_TYPE: &str = "/sys/bus/event_source/devices/uprobe/type";
@@ -243,9 +246,22 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
             },
         ),
         ("BTF", file("/sys/kernel/btf/vmlinux", "of the kernel", "CONFIG_DEBUG_INFO_BTF is missing")),
-        ("tracefs", file("/sys/kernel/tracing/events", "mounted", "not mounted; not needed")),
+        ("tracepoints", tracepoints()),
         ("BPF JIT", jit),
     ]
+}
+
+/// Whether children and mappings can be followed. Without them, allocator calls still can.
+fn tracepoints() -> Feature {
+    let found = Tracefs::open().and_then(|tracefs| {
+        tracefs.id("task/task_newtask")?;
+        tracefs.id("syscalls/sys_enter_munmap")
+    });
+    match found {
+        Ok(_) => Feature::Available("children and mappings can be recorded".to_owned()),
+        Err(error @ TracepointError::NoTracepoint { .. }) => Feature::Unsupported(error.to_string()),
+        Err(error) => Feature::NotPermitted(error.to_string()),
+    }
 }
 
 #[cfg(test)]

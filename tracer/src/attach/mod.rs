@@ -19,5 +19,6 @@ mod runtime;
 pub mod scope;
 pub mod selection;
 pub mod target;
+pub mod tracepoint;
 
 pub use error::AttachError;

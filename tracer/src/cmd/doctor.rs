@@ -33,8 +33,8 @@ pub fn run(tgid: Option<NonZeroU32>, selection: &Selection, out: &mut impl Write
             Feature::Unsupported(text) => ("--", text),
             Feature::NotPermitted(text) => ("no", text),
         };
-        // tracefs is told for completeness; nothing needs it.
-        is_usable &= matches!(feature, Feature::Available(_)) || name == "tracefs";
+        // Without tracepoints allocator calls can still be recorded.
+        is_usable &= matches!(feature, Feature::Available(_)) || name == "tracepoints";
         writeln!(out, "  {mark}  {name:<11} {text}")?;
     }
     if let Some(tgid) = tgid {

@@ -76,7 +76,7 @@ pub enum RecordError {
     },
     /// A tracepoint cannot be used.
     #[error(transparent)]
-    Tracepoint(#[from] super::tracepoint::TracepointError),
+    Tracepoint(#[from] crate::attach::tracepoint::TracepointError),
     /// Finding allocators failed.
     #[error(transparent)]
     Discover(#[from] crate::attach::AttachError),

@@ -13,8 +13,8 @@ use tracer_common::abi::{EscapeRule, Loss, MappingChunk, PageChunk, Process, Row
 use super::{
     RecordError,
     kernel_map::{Abi, SiteArray, skipped_runs},
-    tracepoint::{Hook, Tracefs},
 };
+use crate::attach::tracepoint::{Hook, Tracefs};
 
 /// The object that was built from `tracer-ebpf`, checked in; `cargo xtask build-ebpf` makes it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/offheap.x86_64.bpf.o");

@@ -25,7 +25,6 @@ mod roster;
 mod rss;
 mod session;
 mod stacks;
-mod tracepoint;
 mod wait;
 
 pub use check::{Attached, Comparison, validate};

@@ -28,11 +28,17 @@ use super::{
     roster::Roster,
     rss,
     stacks::StackBook,
-    tracepoint::{Tracefs, TracepointError},
     wait::{Signals, any_readable, clear, until, watched},
 };
 use crate::{
-    attach::{AttachError, absence::Absence, discover::Discoverer, maps, target::TargetProcess},
+    attach::{
+        AttachError,
+        absence::Absence,
+        discover::Discoverer,
+        maps,
+        target::TargetProcess,
+        tracepoint::{Tracefs, TracepointError},
+    },
     capture::CaptureWriter,
     managed,
     model::{EndReason, FrameId, Lens, Location, ProcessEnd, Stack, Target},

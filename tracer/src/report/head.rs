@@ -115,6 +115,9 @@ fn names(profile: &Profile) -> String {
         }
     }
     if let [(name, count)] = names.as_slice() {
+        if parents == *count {
+            return (*name).to_owned();
+        }
         let children = counted(count - parents.min(*count), "child", "children");
         return format!("{name} ({}, {children})", counted(parents, "parent", "parents"));
     }

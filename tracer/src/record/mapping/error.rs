@@ -1,6 +1,6 @@
 //! Why the lens on mappings is off.
 
-use crate::record::tracepoint::TracepointError;
+use crate::attach::tracepoint::TracepointError;
 
 /// Why mappings are not followed. The rest of the recording does not depend on it.
 #[derive(Debug, thiserror::Error)]

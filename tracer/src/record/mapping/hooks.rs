@@ -8,9 +8,9 @@ use aya::{
 };
 
 use super::MappingError;
-use crate::record::{
-    RecordError, kernel_map,
-    tracepoint::{Hook, Tracefs},
+use crate::{
+    attach::tracepoint::{Hook, Tracefs},
+    record::{RecordError, kernel_map},
 };
 
 /// Programs and their tracepoints. Unmappings come first: an unmapping that is missed of a mapping that is
