@@ -18,18 +18,27 @@ fn through<'a>(report: &'a Report, function: &str) -> Vec<&'a Site> {
     report.sites.iter().filter(|site| site.functions().contains(&function)).collect()
 }
 
-/// Fails unless the stack is whole and passes through all of `way`, innermost first, the last being its root.
+/// Fails unless the stack is whole and passes through all of `way`, innermost first.
 fn expect_way(site: &Site, way: &[&str]) -> Result {
     let functions = site.functions();
     let mut left = functions.iter();
-    let is_way = way.iter().all(|wanted| left.any(|name| name == wanted)) && left.next().is_none();
+    let is_way = way.iter().all(|wanted| left.any(|name| name == wanted));
     ensure!(is_way && site.stack_end.as_deref() == Some("thread-start"), "{way:?} in {functions:?}");
+    Ok(())
+}
+
+/// Fails unless the outermost frame is this function.
+fn expect_root(site: &Site, root: &str) -> Result {
+    ensure!(site.functions().last() == Some(&root), "{root} is not the root of {:?}", site.functions());
     Ok(())
 }
 
 /// The same for every way in which the program is built: names, numbers and ways are equal.
 fn go_program(name: &str, has_c_names: bool) -> Result {
-    require!(Need::Program("go"), Need::Program("gcc"));
+    // In a virtual machine the programs lie ready.
+    if std::env::var_os("OFFHEAP_TARGETS").is_none() {
+        require!(Need::Program("go"), Need::Program("gcc"));
+    }
     // Since Go 1.17 symbol tables mark assembly functions.
     let report = trace_exactly(name, 100.0)?.without_suffix(".abi0");
     let cgo = ["runtime.asmcgocall", "runtime.cgocall"];
@@ -43,7 +52,8 @@ fn go_program(name: &str, has_c_names: bool) -> Result {
         let sites = through(&report, function);
         ensure!(!sites.is_empty(), "no stack through {function}");
         for site in sites {
-            expect_way(site, &[cgo[0], cgo[1], function, caller, "main.main.func1", root])?;
+            expect_way(site, &[cgo[0], cgo[1], function, caller, "main.main.func1"])?;
+            expect_root(site, root)?;
         }
     }
     // Out of C and back: from the thread's stack to the goroutine's, and again.
@@ -54,14 +64,15 @@ fn go_program(name: &str, has_c_names: bool) -> Result {
     let back = ["main.leakInCallback", "main.goCallback", "runtime.cgocallback", "crosscall2"];
     let call_back: &[&str] = if has_c_names { &["call_back"] } else { &[] };
     for site in own {
-        expect_way(site, &[&cgo[..], &back, call_back, &cgo, &["main.work", root]].concat())?;
+        expect_way(site, &[&cgo[..], &back, call_back, &cgo, &["main.work"]].concat())?;
+        expect_root(site, root)?;
     }
     // A thread that Go did not make has its root in the C library.
     for site in foreign {
-        let way = [&cgo[..], &back, call_back].concat();
-        let functions = site.functions();
-        ensure!(functions.last().is_some_and(|root| root.contains("clone")), "{functions:?}");
-        expect_way(site, &[&way, &functions[functions.len() - 1..]].concat())?;
+        expect_way(site, &[&cgo[..], &back, call_back].concat())?;
+        // Which of its functions that is only debug files tell.
+        let root = site.stack.last().and_then(|frame| frame.object.as_deref()).unwrap_or_default();
+        ensure!(root.contains("libc.so"), "{root}: {:?}", site.functions());
     }
     Ok(())
 }
@@ -116,6 +127,9 @@ fn node_functions_have_names() -> Result {
     let leak_node = command("leak_node")?;
     let mut node = Command::new(leak_node.get_program());
     node.args(["--perf-basic-prof", "--interpreted-frames-native-stack"]).args(leak_node.get_args());
+    // The second switch makes it write a log, too.
+    let directory = tempfile::tempdir()?;
+    node.current_dir(directory.path());
     let mut map = None;
     let (report, errors) = trace(node, |target| {
         map = Some(format!("/tmp/perf-{}.map", target.pid()));
