@@ -19,9 +19,9 @@ pub const ROOMY: StoreLimits = StoreLimits { page_chunks: 4096, row_chunks: 65_5
 const SP: u64 = 0x7ffc_0000_0000;
 const FP: u64 = 0x7ffc_0123_4560;
 
-/// A memory in which every word differs from every other.
+/// A memory in which every word differs from every other, and is a multiple of 8 as saved stack pointers are.
 fn memory(address: u64) -> u64 {
-    (address ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    (address ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b9_7f4a_7c15) & !7
 }
 
 /// One row as gimli has it.
