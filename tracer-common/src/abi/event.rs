@@ -18,6 +18,8 @@ pub const EVENT_REFRESH: u32 = 3;
 pub const LENS_MALLOC: u32 = 0;
 /// The site is one of mappings; its bytes are counted by user space.
 pub const LENS_MMAP: u32 = 1;
+/// The site is one of page faults; its resident bytes are counted by user space.
+pub const LENS_FAULTS: u32 = 2;
 
 /// Set in a program counter that is not a return address: a signal interrupted the code right there.
 /// User addresses never have this bit.
@@ -50,7 +52,7 @@ pub struct StackEvent {
     pub frame_count: u32,
     /// [`super::StackEnd`] code.
     pub end: u32,
-    /// [`LENS_MALLOC`] or [`LENS_MMAP`].
+    /// [`LENS_MALLOC`], [`LENS_MMAP`] or [`LENS_FAULTS`].
     pub lens: u32,
     /// What tells sites with the same stack apart. [`LENS_MALLOC`]: the allocator's number, as in the attach
     /// cookie. [`LENS_MMAP`]: what kind of mapping, and the number of the allocator that asked for it.

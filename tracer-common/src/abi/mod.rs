@@ -16,7 +16,7 @@ pub use call::{CallInFlight, LiveBlock, LiveKey};
 pub use end::StackEnd;
 pub use event::{
     EVENT_EXEC, EVENT_FORK, EVENT_REFRESH, EVENT_STACK, EventHeader, FORK_EXECUTED, FRAME_INTERRUPTED,
-    LENS_MALLOC, LENS_MMAP, StackEvent, VALIDATION_PAGES, Validation,
+    LENS_FAULTS, LENS_MALLOC, LENS_MMAP, StackEvent, VALIDATION_PAGES, Validation,
 };
 pub use loss::{Loss, Tally};
 pub use mapping::{

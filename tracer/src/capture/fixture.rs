@@ -163,6 +163,7 @@ impl Recording {
             file_bytes: None,
             shared_bytes: Some(0),
             swap_bytes: None,
+            pss_bytes: None,
         });
     }
 

@@ -334,6 +334,7 @@ impl Loader<'_> {
                 file_bytes: nullable(row, 4, unsigned)?,
                 shared_bytes: nullable(row, 5, unsigned)?,
                 swap_bytes: nullable(row, 6, unsigned)?,
+                pss_bytes: None,
             });
             *last_ns = elapsed_ns;
             Some(())

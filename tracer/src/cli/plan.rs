@@ -97,6 +97,8 @@ choices! {
         Malloc = "malloc",
         /// Mappings.
         Mmap = "mmap",
+        /// Page faults: resident memory.
+        Faults = "faults",
     }
 }
 

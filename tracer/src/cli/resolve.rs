@@ -196,7 +196,10 @@ fn record(args: RecordArgs) -> Result<RecordPlan, String> {
 
 /// Each once, in their own order.
 fn lenses(given: &[LensKey]) -> Vec<LensKey> {
-    [LensKey::Malloc, LensKey::Mmap].into_iter().filter(|lens| given.contains(lens)).collect()
+    [LensKey::Malloc, LensKey::Mmap, LensKey::Faults]
+        .into_iter()
+        .filter(|lens| given.contains(lens))
+        .collect()
 }
 
 fn record_target(args: &RecordArgs) -> Result<TargetPlan, String> {

@@ -185,6 +185,7 @@ fn lens_of(lens: LensKey) -> Lens {
     match lens {
         LensKey::Malloc => Lens::Malloc,
         LensKey::Mmap => Lens::Mmap,
+        LensKey::Faults => Lens::Faults,
     }
 }
 

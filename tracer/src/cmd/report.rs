@@ -73,6 +73,7 @@ pub(super) fn selected(selection: &Selection) -> Filter {
     let lens = selection.lens.map(|lens| match lens {
         LensKey::Malloc => Lens::Malloc,
         LensKey::Mmap => Lens::Mmap,
+        LensKey::Faults => Lens::Faults,
     });
     let tgid = selection.process.map(NonZeroU32::get);
     Filter { lens, tgid, class: selection.class, allocator: selection.allocator.clone(), ..Filter::default() }

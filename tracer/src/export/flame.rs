@@ -64,6 +64,7 @@ fn subtitle(profile: &Profile) -> String {
     let amount = match profile.filter.lens {
         Some(Lens::Malloc) => blocks,
         Some(Lens::Mmap) => mappings,
+        Some(Lens::Faults) => format!("{} resident", size(profile.resident.outstanding_bytes)),
         None if mapped.outstanding_count == 0 => blocks,
         None => format!("{blocks}, {mappings}"),
     };

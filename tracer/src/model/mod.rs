@@ -2,6 +2,7 @@
 
 mod allocator;
 mod frame;
+mod ledger;
 mod memory_class;
 mod process;
 mod recording;
@@ -9,6 +10,7 @@ mod target;
 
 pub use allocator::{Allocator, AllocatorId};
 pub use frame::{Frame, FrameId, FrameKind, Location, Object, ObjectId, Stack};
+pub use ledger::{Ledger, LedgerClass, LedgerRow, MemoryLimit, RuntimeFigure};
 pub use memory_class::{MemoryClass, SiteClass};
 pub use process::{Process, ProcessEnd, ProcessId};
 pub use recording::{EndReason, Lens, LiveAge, LossTally, RssSample, SiteSample, StackEnd};

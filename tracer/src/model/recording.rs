@@ -12,17 +12,20 @@ pub enum Lens {
     Malloc,
     /// Mappings that the process asked the kernel for.
     Mmap,
+    /// Pages that the kernel gave to the process when it touched them: resident memory.
+    Faults,
 }
 
 impl Lens {
     /// Every lens.
-    pub const ALL: [Self; 2] = [Self::Malloc, Self::Mmap];
+    pub const ALL: [Self; 3] = [Self::Malloc, Self::Mmap, Self::Faults];
 
     /// The name used in reports and captures.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Malloc => "malloc",
             Self::Mmap => "mmap",
+            Self::Faults => "faults",
         }
     }
 
@@ -60,6 +63,8 @@ pub struct RssSample {
     pub shared_bytes: Option<u64>,
     /// VmSwap.
     pub swap_bytes: Option<u64>,
+    /// Pss of smaps_rollup; `None` where it was not asked for, too.
+    pub pss_bytes: Option<u64>,
 }
 
 /// Blocks of one site that were live at the end of the recording, by age.

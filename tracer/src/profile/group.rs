@@ -38,6 +38,8 @@ pub struct Group {
     pub unfreed: Totals,
     /// Mappings that can be leaks. The growth is not given.
     pub mapped: Totals,
+    /// Resident pages by who touched them. The growth is not given.
+    pub resident: Totals,
     /// Robust slope of blocks and mappings together; `None` for fewer than three samples.
     pub growth_bytes_per_s: Option<f64>,
     numbers: Vec<u32>,
@@ -63,12 +65,13 @@ pub(super) fn fold(capture: &Capture, sites: &[Site], filter: &Filter) -> (Vec<G
         let Some(key) = known.key(filter.by, site) else { continue };
         let at = *index.entry(key.clone()).or_insert(groups.len());
         if groups.get(at).is_none() {
-            let (unfreed, mapped) = Default::default();
+            let (unfreed, mapped, resident) = Default::default();
             groups.push(Group {
                 rank: 0,
                 key,
                 unfreed,
                 mapped,
+                resident,
                 growth_bytes_per_s: None,
                 numbers: Vec::new(),
             });
@@ -77,6 +80,7 @@ pub(super) fn fold(capture: &Capture, sites: &[Site], filter: &Filter) -> (Vec<G
         match site.lens {
             Lens::Malloc => group.unfreed.add(site),
             Lens::Mmap => group.mapped.add(site),
+            Lens::Faults => group.resident.add(site),
         }
         group.numbers.extend_from_slice(&site.numbers);
     }
@@ -149,7 +153,7 @@ impl<'a> Names<'a> {
             By::Allocator => match (site.allocator.and_then(|id| self.allocators.get(&id)), site.lens) {
                 (Some(name), _) => GroupKey::Allocator((*name).to_owned()),
                 (None, Lens::Malloc) => GroupKey::NoAllocator,
-                (None, Lens::Mmap) => GroupKey::Mapped,
+                (None, Lens::Mmap | Lens::Faults) => GroupKey::Mapped,
             },
         })
     }

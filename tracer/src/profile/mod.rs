@@ -91,6 +91,8 @@ pub struct Profile {
     pub totals: Totals,
     /// Mappings that can be leaks: sums over all such sites that the filter takes, also those that were cut.
     pub mapped: Totals,
+    /// Resident pages: sums over all sites of the lens `faults` that the filter takes, also those that were cut.
+    pub resident: Totals,
     /// Sites in order, after the filter: blocks, and mappings that can be leaks.
     pub sites: Vec<Site>,
     /// Sites summed as the filter says; empty where it does not.
@@ -122,7 +124,7 @@ impl Profile {
         });
         site::order(&mut sites, &capture.series, &filter);
         let total = |lens| totals::totals(&capture.series, sites.iter().filter(|site| site.lens == lens));
-        let (totals, mapped) = (total(Lens::Malloc), total(Lens::Mmap));
+        let (totals, mapped, resident) = (total(Lens::Malloc), total(Lens::Mmap), total(Lens::Faults));
         let set_aside =
             numbers.iter().filter(|number| number.is_set_aside() && selection.takes_number(number));
         let set_aside = aside::fold(&capture.series, set_aside);
@@ -148,6 +150,7 @@ impl Profile {
             lenses: lenses(&capture),
             totals,
             mapped,
+            resident,
             sites,
             groups,
             groups_outstanding,

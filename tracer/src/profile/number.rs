@@ -96,7 +96,7 @@ fn class<'a>(
     let lens = stack.map_or(if said.is_some() { Lens::Mmap } else { Lens::Malloc }, |stack| stack.lens);
     match lens {
         Lens::Malloc => (lens, MemoryClass::Allocation, label),
-        Lens::Mmap => (lens, said.unwrap_or(MemoryClass::Unknown), label),
+        Lens::Mmap | Lens::Faults => (lens, said.unwrap_or(MemoryClass::Unknown), label),
     }
 }
 

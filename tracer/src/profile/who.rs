@@ -45,6 +45,7 @@ pub(super) fn processes(capture: &Capture, numbers: &[Number<'_>]) -> Vec<Proces
         match number.lens {
             Lens::Malloc => unfreed.add(number.outstanding),
             Lens::Mmap => mapped.add(number.outstanding),
+            Lens::Faults => {}
         }
     }
     let mut samples: HashMap<ProcessId, Vec<&RssSample>> = HashMap::new();

@@ -1,8 +1,8 @@
 //! Decodes the records of the event ring. Copies from length-checked slices; unknown kinds are counted.
 
 use tracer_common::abi::{
-    EVENT_EXEC, EVENT_FORK, EVENT_MAPPING, EVENT_REFRESH, EVENT_STACK, EventHeader, FORK_EXECUTED, LENS_MMAP,
-    MAX_FRAMES, MappingEvent, StackEnd, StackEvent, read,
+    EVENT_EXEC, EVENT_FORK, EVENT_MAPPING, EVENT_REFRESH, EVENT_STACK, EventHeader, FORK_EXECUTED,
+    LENS_FAULTS, LENS_MMAP, MAX_FRAMES, MappingEvent, StackEnd, StackEvent, read,
 };
 
 use crate::model::{AllocatorId, Lens};
@@ -94,6 +94,7 @@ pub fn decode(bytes: &[u8]) -> Option<Event> {
 pub fn lens_and_allocator(lens: u32, origin: u32) -> (Lens, Option<AllocatorId>) {
     let (lens, number) = match lens {
         LENS_MMAP => (Lens::Mmap, origin >> 16),
+        LENS_FAULTS => (Lens::Faults, 0),
         _ => (Lens::Malloc, origin),
     };
     (lens, (number != 0).then_some(AllocatorId(number)))

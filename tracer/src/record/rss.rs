@@ -16,6 +16,7 @@ pub fn sample(tgid: u32, row: ProcessId, elapsed_ns: u64) -> Option<RssSample> {
         file_bytes: bytes(status.rssfile),
         shared_bytes: bytes(status.rssshmem),
         swap_bytes: bytes(status.vmswap),
+        pss_bytes: None,
     })
 }
 

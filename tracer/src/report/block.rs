@@ -46,6 +46,7 @@ pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize
         match site.lens {
             Lens::Malloc => counted(site.outstanding_count, "block", "blocks"),
             Lens::Mmap => counted(site.outstanding_count, "mapping", "mappings"),
+            Lens::Faults => counted(site.outstanding_count, "page", "pages"),
         },
         growth(site.growth_bytes_per_s),
     );

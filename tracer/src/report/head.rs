@@ -139,6 +139,7 @@ fn only(profile: &Profile) -> Option<String> {
         .map(|lens| match lens {
             Lens::Malloc => "allocator calls".to_owned(),
             Lens::Mmap => "mappings".to_owned(),
+            Lens::Faults => "resident pages".to_owned(),
         })
         .into_iter()
         .chain(filter.tgid.map(|tgid| format!("process {tgid}")))
