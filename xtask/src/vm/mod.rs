@@ -9,6 +9,8 @@ mod qemu;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -67,33 +69,54 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(program) => Image::new(program)?,
         None => test_image()?,
     };
-    let mut results = Vec::new();
-    for kernel in kernel::fetch(arguments.refresh)? {
-        if !arguments.kernel.is_empty()
-            && !arguments.kernel.iter().any(|wanted| kernel.release.starts_with(wanted))
-        {
-            continue;
-        }
-        let start = Instant::now();
-        image.set_arguments(&guest_arguments(arguments, &kernel));
-        let outcome = qemu::boot(&kernel, &image.archive(), arguments.timeout_s);
-        let result = match outcome {
-            Ok(0) => "ok".to_owned(),
-            Ok(status) => format!("FAILED with status {status}"),
-            Err(error) => format!("FAILED: {error:#}"),
-        };
-        let line = format!("vm: {} {result} ({:.1} s)", kernel.release, start.elapsed().as_secs_f64());
-        eprintln!("{line}");
-        results.push((result == "ok", line));
-    }
-    if results.is_empty() {
+    let is_wanted = |kernel: &Kernel| {
+        arguments.kernel.is_empty()
+            || arguments.kernel.iter().any(|wanted| kernel.release.starts_with(wanted))
+    };
+    let guests: Vec<(Kernel, Vec<u8>)> = kernel::fetch(arguments.refresh)?
+        .into_iter()
+        .filter(is_wanted)
+        .map(|kernel| {
+            image.set_arguments(&guest_arguments(arguments, &kernel));
+            let archive = image.archive();
+            (kernel, archive)
+        })
+        .collect();
+    if guests.is_empty() {
         bail!("no such kernel: {:?}", arguments.kernel);
     }
+    let results = boot_all(&guests, arguments.timeout_s);
     eprintln!("{}", results.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n"));
     match results.iter().filter(|(is_ok, _)| !is_ok).count() {
         0 => Ok(()),
         count => bail!("vm: {count} of {} kernels failed", results.len()),
     }
+}
+
+/// Boots every guest, a few at a time, for each takes one CPU. Whether it went well, and a line that says so.
+fn boot_all(guests: &[(Kernel, Vec<u8>)], timeout_s: u64) -> Vec<(bool, String)> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    let work = || {
+        while let Some((kernel, archive)) = guests.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let start = Instant::now();
+            let result = match qemu::boot(kernel, archive, timeout_s) {
+                Ok(0) => "ok".to_owned(),
+                Ok(status) => format!("FAILED with status {status}"),
+                Err(error) => format!("FAILED: {error:#}"),
+            };
+            let line = format!("vm: {} {result} ({:.1} s)", kernel.release, start.elapsed().as_secs_f64());
+            eprintln!("{line}");
+            results.lock().unwrap_or_else(PoisonError::into_inner).push((result == "ok", line));
+        }
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cpus.min(guests.len()) {
+            scope.spawn(work);
+        }
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn guest_arguments(arguments: &Arguments, kernel: &Kernel) -> Vec<String> {
