@@ -4,11 +4,11 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::generated::bpf_ktime_get_ns,
 };
-use tracer_common::abi::{LiveBlock, LiveKey, Loss, SITE_LOST};
+use tracer_common::abi::{LIFETIME_BUCKETS, LiveBlock, LiveKey, Loss, SITE_LOST, lifetime_bucket};
 
 use crate::{
     atomic,
-    map::{EXECS, LIVE, SITES, TALLIES},
+    map::{EXECS, LIFETIMES, LIVE, SITES, TALLIES},
 };
 
 /// The kernel's EEXIST, negated.
@@ -102,6 +102,23 @@ pub fn freed(block: &LiveBlock) {
         unsafe {
             atomic::add(&raw mut (*site).freed_bytes, block.size_bytes);
             atomic::add(&raw mut (*site).freed_count, 1);
+        }
+    }
+}
+
+/// Counts a block as freed that the program has released just now.
+#[inline(always)]
+pub fn released(block: &LiveBlock) {
+    freed(block);
+    let Some(lifetimes) = LIFETIMES.get_ptr_mut(block.site) else { return };
+    let now_ns = now_ns();
+    let bucket = lifetime_bucket(now_ns.saturating_sub(block.born_ns)) as usize;
+    if bucket < LIFETIME_BUCKETS {
+        // SAFETY: a map value; the index is within the array. The time needs no more than a store: of two releases
+        // at the same time either may be the last.
+        unsafe {
+            atomic::add((&raw mut (*lifetimes).counts).cast::<u64>().add(bucket), 1);
+            (&raw mut (*lifetimes).last_freed_ns).write_volatile(now_ns);
         }
     }
 }

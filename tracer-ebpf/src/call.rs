@@ -203,7 +203,7 @@ fn finish<C: EbpfContext>(ctx: &C, call: &mut CallInFlight, pid_tgid: u64, retur
             matches!(outcome::aside(shape, size_bytes, address), outcome::Aside::Drop)
         };
         if is_dropped {
-            book::freed(&call.aside);
+            book::released(&call.aside);
         } else {
             book::restore(LiveKey { tgid, reserved: 0, address: call.pointer }, call.aside);
         }

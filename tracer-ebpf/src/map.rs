@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use tracer_common::abi::{
     CallInFlight, EscapeRule, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, Process, RowChunk,
-    SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, Tally,
+    SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, SiteLifetimes, Tally,
 };
 
 use crate::scratch::Slot;
@@ -33,6 +33,10 @@ pub static SITE_KEYS: HashMap<SiteKey, u32> = HashMap::with_max_entries(65_536, 
 /// Counters by site; user space maps them and reads without a system call. Full: [`Loss::SiteMapFull`].
 #[map]
 pub static SITES: Array<SiteCounters> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
+
+/// How long released blocks lived, by site; user space maps them too.
+#[map]
+pub static LIFETIMES: Array<SiteLifetimes> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
 
 /// Element 0: the number of sites handed out.
 #[map]

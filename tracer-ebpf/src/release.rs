@@ -24,7 +24,7 @@ pub fn enter(ctx: &ProbeContext) {
     }
     let pid_tgid = task::pid_tgid();
     match book::take(LiveKey { tgid: task::memory_owner(pid_tgid), reserved: 0, address }) {
-        Some(block) => book::freed(&block),
+        Some(block) => book::released(&block),
         None => {
             // Inside of an allocator call it is the allocator's own block, or one that is set aside.
             // SAFETY: a map value.

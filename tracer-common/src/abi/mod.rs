@@ -32,7 +32,10 @@ pub use mapping_event::{
     OPERATION_THREAD_EXIT, OPERATION_THREAD_START, OPERATION_UNMAP, OPERATION_UNMAP_FAILED,
 };
 pub use setting::Settings;
-pub use site::{SITE_LOST, SiteCounters, SiteKey};
+pub use site::{
+    LIFETIME_BUCKETS, SITE_LOST, SiteCounters, SiteKey, SiteLifetimes, lifetime_bucket,
+    lifetime_bucket_start_ns,
+};
 
 /// Frames kept of one stack, innermost first. Deeper stacks end as [`StackEnd::Truncated`].
 pub const MAX_FRAMES: usize = 256;

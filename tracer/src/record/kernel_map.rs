@@ -3,13 +3,13 @@
 
 use std::{
     io,
-    mem::size_of,
+    mem::{align_of, size_of},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     ptr::{self, NonNull},
 };
 
 use aya::maps::MapData;
-use tracer_common::abi::{Plain, SiteCounters};
+use tracer_common::abi::{Plain, SiteCounters, SiteLifetimes};
 
 use super::RecordError;
 
@@ -21,24 +21,26 @@ pub struct Abi<T>(pub T);
 // SAFETY: `Plain` promises the same as `Pod`: no padding, every bit pattern a value.
 unsafe impl<T: Plain> aya::Pod for Abi<T> {}
 
-/// The site counters, mapped: reading them costs the target and the kernel nothing.
-pub struct SiteArray {
-    base: NonNull<SiteCounters>,
+/// An array map, mapped: reading it costs the target and the kernel nothing.
+pub struct MappedArray<T> {
+    base: NonNull<T>,
     count: usize,
     bytes: usize,
 }
 
 // SAFETY: the mapping is read-only and belongs to no thread.
-unsafe impl Send for SiteArray {}
+unsafe impl<T: Plain> Send for MappedArray<T> {}
 
-impl SiteArray {
-    /// Maps the array of `count` counters.
+impl<T: Plain> MappedArray<T> {
+    /// Maps the array of `count` values, which the kernel keeps at multiples of 8 bytes.
     ///
     /// # Errors
     /// [`RecordError::MapCall`].
-    pub fn map(map: &MapData, count: u32) -> Result<Self, RecordError> {
+    pub fn map(map: &MapData, name: &'static str, count: u32) -> Result<Self, RecordError> {
+        const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
+        let failed = |source| RecordError::MapCall { operation: "mmap", map: name, source };
         let count = count as usize;
-        let bytes = (count * size_of::<SiteCounters>()).next_multiple_of(rustix::param::page_size());
+        let bytes = (count * size_of::<T>()).next_multiple_of(rustix::param::page_size());
         // SAFETY: a fresh mapping, nothing else is at that address.
         let base = unsafe {
             rustix::mm::mmap(
@@ -50,31 +52,36 @@ impl SiteArray {
                 0,
             )
         }
-        .map_err(|errno| RecordError::MapCall {
-            operation: "mmap",
-            map: "SITES",
-            source: errno.into(),
-        })?;
-        let base = NonNull::new(base.cast()).ok_or(RecordError::MapCall {
-            operation: "mmap",
-            map: "SITES",
-            source: io::ErrorKind::AddrNotAvailable.into(),
-        })?;
+        .map_err(|errno| failed(errno.into()))?;
+        let base = NonNull::new(base.cast()).ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
         Ok(Self { base, count, bytes })
     }
 
+    /// Where a value is; `None` beyond the array. The kernel writes it concurrently, each word as a whole: read the
+    /// fields one by one, volatile.
+    fn place(&self, index: u32) -> Option<*const T> {
+        // SAFETY: in bounds of the mapping, which lives as long as `self`.
+        ((index as usize) < self.count)
+            .then(|| unsafe { self.base.as_ptr().add(index as usize).cast_const() })
+    }
+}
+
+impl<T> Drop for MappedArray<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `map`, of that size.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+impl MappedArray<SiteCounters> {
     /// Counters of one site; `None` beyond the array.
     ///
     /// Freed is read before allocated, so that a block that comes and goes meanwhile never makes the
     /// difference negative.
     pub fn get(&self, site: u32) -> Option<SiteCounters> {
-        if site as usize >= self.count {
-            return None;
-        }
-        // SAFETY: in bounds of the mapping, which lives as long as `self`; the kernel writes the fields
-        // concurrently, each a whole aligned word, hence volatile.
+        let site = self.place(site)?;
+        // SAFETY: see `place`.
         unsafe {
-            let site = self.base.as_ptr().add(site as usize);
             let freed_bytes = ptr::read_volatile(&raw const (*site).freed_bytes);
             let freed_count = ptr::read_volatile(&raw const (*site).freed_count);
             let allocated_bytes = ptr::read_volatile(&raw const (*site).allocated_bytes);
@@ -84,10 +91,22 @@ impl SiteArray {
     }
 }
 
-impl Drop for SiteArray {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `map`, of that size.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
+impl MappedArray<SiteLifetimes> {
+    /// Lifetimes of one site; `None` beyond the array.
+    pub fn get(&self, site: u32) -> Option<SiteLifetimes> {
+        let site = self.place(site)?;
+        // SAFETY: see `place`.
+        unsafe {
+            let mut lifetimes = SiteLifetimes {
+                last_freed_ns: ptr::read_volatile(&raw const (*site).last_freed_ns),
+                ..SiteLifetimes::default()
+            };
+            let counts = (&raw const (*site).counts).cast::<u64>();
+            for (index, count) in lifetimes.counts.iter_mut().enumerate() {
+                *count = ptr::read_volatile(counts.add(index));
+            }
+            Some(lifetimes)
+        }
     }
 }
 

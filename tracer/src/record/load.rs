@@ -8,11 +8,14 @@ use aya::{
     programs::{ProgramError, RawTracePoint, TracePoint, UProbe},
 };
 use aya_log::EbpfLogger;
-use tracer_common::abi::{EscapeRule, Loss, MappingChunk, PageChunk, Process, RowChunk, Settings, Tally};
+use tracer_common::abi::{
+    EscapeRule, Loss, MappingChunk, PageChunk, Process, RowChunk, Settings, SiteCounters, SiteLifetimes,
+    Tally,
+};
 
 use super::{
     RecordError,
-    kernel_map::{Abi, SiteArray, skipped_runs},
+    kernel_map::{Abi, MappedArray, skipped_runs},
 };
 use crate::attach::tracepoint::{Hook, Tracefs};
 
@@ -110,7 +113,9 @@ pub struct Programs {
     /// aya's handle: programs and their links.
     pub bpf: Ebpf,
     /// Site counters.
-    pub sites: SiteArray,
+    pub sites: MappedArray<SiteCounters>,
+    /// How long released blocks lived, by site.
+    pub lifetimes: MappedArray<SiteLifetimes>,
     /// Number of sites handed out.
     site_count: Array<MapData, u32>,
     /// Losses.
@@ -163,6 +168,9 @@ impl Programs {
         }
         let counters = take(&mut bpf, "SITES")?;
         let Map::Array(counters) = counters else { return Err(RecordError::Object { name: "SITES" }) };
+        let Map::Array(lifetimes) = take(&mut bpf, "LIFETIMES")? else {
+            return Err(RecordError::Object { name: "LIFETIMES" });
+        };
         let Map::HashMap(live) = take(&mut bpf, "LIVE")? else {
             return Err(RecordError::Object { name: "LIVE" });
         };
@@ -171,7 +179,8 @@ impl Programs {
         Ok(Self {
             new_task: None,
             logger,
-            sites: SiteArray::map(&counters, options.limits.max_sites)?,
+            sites: MappedArray::map(&counters, "SITES", options.limits.max_sites)?,
+            lifetimes: MappedArray::map(&lifetimes, "LIFETIMES", options.limits.max_sites)?,
             site_count: typed(&mut bpf, "SITE_COUNT")?,
             tallies: typed(&mut bpf, "TALLIES")?,
             events: typed(&mut bpf, "EVENTS")?,
@@ -305,6 +314,7 @@ fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
         .map_max_entries("CALLS", options.limits.max_threads)
         .map_max_entries("SITE_KEYS", options.limits.max_sites)
         .map_max_entries("SITES", options.limits.max_sites)
+        .map_max_entries("LIFETIMES", options.limits.max_sites)
         .map_max_entries("EVENTS", options.limits.stack_ring_bytes)
         .map_max_entries("PAGES", options.tables.page_chunks)
         .map_max_entries("ROWS", options.tables.row_chunks)
