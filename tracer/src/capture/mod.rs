@@ -10,6 +10,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod head;
+mod moment;
 mod open;
 mod read;
 mod row;
@@ -22,6 +23,7 @@ mod tests;
 
 pub use create::{CreateError, Owner, create_file};
 pub use error::CaptureError;
+pub use moment::MomentError;
 pub use read::{Capture, Ended, Finish, Overhead, ProcessRow};
 pub use schema::{APPLICATION_ID, FORMAT_VERSION};
 pub use series::{MAX_POINTS, Series, thinned};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::diff::DiffArgs;
 use super::plan::{
     BpfLogLevel, ColorChoice, ExportFormat, GroupKey, LensKey, MemoryClass, ReportFormat, Shell, SortKey,
 };
@@ -27,6 +28,8 @@ macro_rules! choice {
             .try_map(|name| <$type>::from_name(&name).ok_or("not one of the possible values"))
     };
 }
+
+pub(super) use choice;
 
 /// Finds native and off-heap memory leaks in running processes, from outside, with eBPF.
 #[derive(Debug, Parser)]
@@ -110,6 +113,8 @@ pub(super) enum CommandArgs {
     Report(ReportArgs),
     /// Write a capture in the format of another tool
     Export(ExportArgs),
+    /// Show what changed between two captures, or two moments of one
+    Diff(DiffArgs),
     /// Show what this kernel and a process allow, and what would be attached
     Doctor(DoctorArgs),
     /// Trace a leaking program that is part of offheap
@@ -239,6 +244,10 @@ pub(super) struct ReportArgs {
     /// Count only blocks that were at least this old at the end
     #[arg(long, value_name = "AGE", value_parser = parse_duration)]
     pub min_age: Option<Duration>,
+
+    /// The state at this time since the start, instead of the end
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "min_age")]
+    pub at: Option<Duration>,
 
     /// What comes first: most bytes, fastest growth, most blocks
     #[arg(long, value_name = "KEY", default_value = "outstanding", value_parser = choice!(SortKey))]

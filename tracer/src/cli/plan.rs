@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::diff::DiffPlan;
+
 pub use crate::{
     attach::{scope::Scope, selection::Selection as AllocatorSelection},
     record::Limits,
@@ -113,6 +115,20 @@ choices! {
 }
 
 choices! {
+    /// Form of a comparison.
+    DiffFormat {
+        /// For a person.
+        Table = "table",
+        /// For a program.
+        Json = "json",
+        /// A flame graph.
+        Svg = "svg",
+        /// One line per stack, with the bytes before and after.
+        Folded = "folded",
+    }
+}
+
+choices! {
     /// Whether to use colours.
     ColorChoice {
         /// On a terminal, unless NO_COLOR is set.
@@ -173,6 +189,8 @@ pub enum Action {
     Report(ReportPlan),
     /// `offheap export`.
     Export(ExportPlan),
+    /// `offheap diff`.
+    Diff(DiffPlan),
     /// `offheap doctor`.
     Doctor {
         /// The process that is looked at, if any.
@@ -285,6 +303,8 @@ pub struct ReportPlan {
     pub top: Option<usize>,
     /// Only blocks that were this old at the end; `None`: all, and no ages are needed.
     pub min_age: Option<Duration>,
+    /// Which moment since the start; `None`: the end.
+    pub at: Option<Duration>,
     /// Order of the sites.
     pub sort: SortKey,
     /// What sites are summed by.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::args::{
     AllocatorArgs, CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs, SelectionArgs,
 };
+use super::diff::diff;
 use super::message::not_a_command;
 use super::plan::{
     Action, AllocatorSelection, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, LensKey, Limits,
@@ -63,6 +64,7 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
         CommandArgs::Export(ExportArgs { file, format, output, force, selection: only }) => {
             Action::Export(ExportPlan { file, format, selection: selection(only)?, output, force })
         }
+        CommandArgs::Diff(args) => Action::Diff(diff(args, color, width)?),
         CommandArgs::Doctor(args) => {
             let tgid = match (args.target, args.pid) {
                 (None, None) => None,
@@ -87,6 +89,7 @@ fn report(args: ReportArgs, color: bool, width: Option<u16>) -> Result<ReportPla
         format: args.format,
         top: args.top.map(|top| top as usize),
         min_age: args.min_age,
+        at: args.at,
         sort: args.sort,
         by: args.by,
         merges_processes: args.merge_processes,
@@ -96,7 +99,7 @@ fn report(args: ReportArgs, color: bool, width: Option<u16>) -> Result<ReportPla
     })
 }
 
-fn selection(args: SelectionArgs) -> Result<Selection, String> {
+pub(super) fn selection(args: SelectionArgs) -> Result<Selection, String> {
     let process = args.process.as_deref().map(parse_pid).transpose()?;
     Ok(Selection { lens: args.lens, process, class: args.class, allocator: args.allocator })
 }

@@ -52,6 +52,7 @@ pub fn run(
         format: ReportFormat::Table,
         top: Some(5),
         min_age: None,
+        at: None,
         sort: SortKey::Outstanding,
         by: GroupKey::Site,
         merges_processes: false,

@@ -3,6 +3,7 @@
 pub mod completions;
 pub mod demo;
 pub mod demo_target;
+pub mod diff;
 pub mod doctor;
 pub mod export;
 pub mod record;

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 use std::num::NonZeroU32;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -13,7 +15,7 @@ use crate::profile::{By, Filter, Profile, Sort};
 use crate::report::{DEFAULT_TABLE_SITES, TableOptions, escape, json_text, table};
 
 /// Columns of the table where the output is no terminal.
-const UNKNOWN_WIDTH: usize = 120;
+pub(super) const UNKNOWN_WIDTH: usize = 120;
 
 /// Writes the report to `out`. That data is incomplete stands in the report, in the status, and beside
 /// JSON on `err` too. A reader that closes `out` early is no error.
@@ -46,7 +48,8 @@ pub fn run(
         merges_processes: plan.merges_processes,
         ..selected(&plan.selection)
     };
-    let profile = Profile::new(Capture::open(&plan.file)?, filter)?;
+    let capture = open_at(&plan.file, plan.at)?;
+    let profile = Profile::new(capture, filter)?;
     let text = match plan.format {
         ReportFormat::Table => {
             let file = plan.file.to_string_lossy();
@@ -68,6 +71,15 @@ pub fn run(
     Ok(ExitStatus::of(profile.is_complete()))
 }
 
+/// A capture as it stood at a moment; without one, at its end.
+pub(super) fn open_at(file: &Path, at: Option<Duration>) -> Result<Capture, anyhow::Error> {
+    let capture = Capture::open(file)?;
+    Ok(match at {
+        Some(at) => capture.at(nanoseconds(at)).with_context(|| format!("`{}`", file.display()))?,
+        None => capture,
+    })
+}
+
 /// A filter that takes what was selected, and everything of it.
 pub(super) fn selected(selection: &Selection) -> Filter {
     let lens = selection.lens.map(|lens| match lens {
@@ -79,7 +91,7 @@ pub(super) fn selected(selection: &Selection) -> Filter {
     Filter { lens, tgid, class: selection.class, allocator: selection.allocator.clone(), ..Filter::default() }
 }
 
-fn nanoseconds(duration: std::time::Duration) -> u64 {
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -124,6 +136,7 @@ mod tests {
             format,
             top: None,
             min_age: None,
+            at: None,
             sort: SortKey::Outstanding,
             by: GroupKey::Site,
             merges_processes: false,

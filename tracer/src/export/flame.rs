@@ -6,9 +6,9 @@ use inferno::flamegraph::color::{BackgroundColor, BasicPalette};
 use inferno::flamegraph::{Options, Palette, TextTruncateDirection, from_lines};
 
 use super::ExportError;
-use super::fold::line;
+use super::fold::{diff_lines, line};
 use crate::model::Lens;
-use crate::profile::Profile;
+use crate::profile::{Diff, Profile};
 use crate::report::human::{counted, middle, percent, seconds, size};
 use crate::report::{escape, who};
 
@@ -35,6 +35,33 @@ pub fn svg(profile: &Profile, out: impl Write) -> Result<(), ExportError> {
     options.name_type = "Function:".into();
     options.colors = Palette::Basic(BasicPalette::Mem);
     options.bgcolors = Some(BackgroundColor::Grey);
+    options.deterministic = true;
+    options.text_truncate_direction = TextTruncateDirection::Right;
+    from_lines(&mut options, lines.iter().map(String::as_str), out)?;
+    Ok(())
+}
+
+/// Draws the differential flame graph: its width is what is outstanding after; red grew, blue shrank. What is gone
+/// has no width: exchange the two sides to see it.
+pub fn diff_svg(diff: &Diff<'_>, out: impl Write) -> Result<(), ExportError> {
+    let lines = diff_lines(diff);
+    if !diff.rows.iter().any(|row| row.after.outstanding_bytes > 0) {
+        return Err(ExportError::NothingOutstanding);
+    }
+    let mut options = Options::default();
+    options.title = middle(&format!("Native memory not freed, compared: {}", who(diff.after)), TITLE_WIDTH);
+    let when = |profile: &Profile| seconds(profile.window.elapsed_ns);
+    options.subtitle = Some(middle(
+        &format!(
+            "before: {} at {}; after: at {}; red grew, blue shrank",
+            who(diff.before),
+            when(diff.before),
+            when(diff.after)
+        ),
+        SUBTITLE_WIDTH,
+    ));
+    options.count_name = "bytes".into();
+    options.name_type = "Function:".into();
     options.deterministic = true;
     options.text_truncate_direction = TextTruncateDirection::Right;
     from_lines(&mut options, lines.iter().map(String::as_str), out)?;

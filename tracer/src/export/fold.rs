@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::ExportError;
 use crate::model::Lens;
-use crate::profile::{Profile, Site};
+use crate::profile::{Diff, DiffRow, Profile, Site};
 use crate::report::escape;
 
 /// Writes `root;…;leaf BYTES` for every site with outstanding bytes: blocks, and mappings that can be leaks. A
@@ -18,8 +18,31 @@ pub fn folded(profile: &Profile, mut out: impl Write) -> Result<(), ExportError>
     Ok(())
 }
 
+/// One line for every row of a comparison: the stack, bytes before, bytes after.
+pub fn diff_folded(diff: &Diff<'_>, mut out: impl Write) -> Result<(), ExportError> {
+    for line in diff_lines(diff) {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}
+
 /// One line without its end.
 pub(super) fn line(profile: &Profile, site: &Site) -> String {
+    format!("{} {}", stack_names(profile, site), site.outstanding_bytes)
+}
+
+/// One line for each row: the stack, bytes before, bytes after.
+pub(super) fn diff_lines(diff: &Diff<'_>) -> Vec<String> {
+    let line = |row: &DiffRow| {
+        let (profile, site) = diff.shown(row)?;
+        let names = stack_names(profile, site);
+        Some(format!("{names} {} {}", row.before.outstanding_bytes, row.after.outstanding_bytes))
+    };
+    diff.rows.iter().filter_map(line).collect()
+}
+
+/// The frames of a site, root first, separated by semicolons.
+fn stack_names(profile: &Profile, site: &Site) -> String {
     let mut names: Vec<String> = profile.stack(site).map(|frame| frame_name(&frame.label())).collect();
     if site.is_lost {
         names.push("[stack lost]".into());
@@ -33,7 +56,7 @@ pub(super) fn line(profile: &Profile, site: &Site) -> String {
     if site.lens == Lens::Mmap {
         names.push(format!("[mapped: {}]", site.class.phrase()));
     }
-    format!("{} {}", names.join(";"), site.outstanding_bytes)
+    names.join(";")
 }
 
 /// `node (1234)`; of merged sites how many processes there are.

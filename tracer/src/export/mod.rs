@@ -7,8 +7,8 @@ use std::io;
 
 use thiserror::Error;
 
-pub use flame::svg;
-pub use fold::folded;
+pub use flame::{diff_svg, svg};
+pub use fold::{diff_folded, folded};
 
 /// Why an export was not written.
 #[derive(Debug, Error)]

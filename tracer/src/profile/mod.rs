@@ -2,6 +2,7 @@
 
 mod aside;
 mod completeness;
+mod diff;
 mod filter;
 mod frame;
 mod group;
@@ -24,6 +25,7 @@ use crate::model::{AllocatorId, EndReason, Frame, FrameId, Lens, Object, ObjectI
 
 pub use aside::SetAside;
 pub use completeness::{Broken, Completeness, StackShares};
+pub use diff::{Diff, DiffRow, Match, Side};
 pub use filter::{By, Filter, ProfileError, Sort};
 pub use frame::SiteFrame;
 pub(crate) use frame::base_name;

@@ -8,6 +8,7 @@ use super::{Broken, Filter, Profile, ProfileError, Sort, StackShares};
 use crate::capture::fixture::{MIB, Recording, at, blocks, clean, leaky};
 use crate::model::StackEnd;
 
+mod diff;
 mod several;
 
 fn profile(recording: &Recording, filter: Filter) -> Profile {

@@ -56,11 +56,24 @@ pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize
     let context = if in_one.chars().count() <= room { vec![in_one] } else { context };
     let context = context.iter().filter(|part| !part.is_empty());
     lines.extend(context.map(|part| format!("     {}", paint.dim(&middle(part, room)))));
+    lines.extend(stack(profile, site, shared, width, paint));
+    joined(&lines)
+}
+
+/// The lines that say who asked for the memory.
+pub(super) fn stack(
+    profile: &Profile,
+    site: &Site,
+    shared: usize,
+    width: usize,
+    paint: Paint,
+) -> Vec<String> {
+    let mut lines = Vec::new();
     let stack: Vec<_> = profile.stack(site).collect();
     if site.is_lost {
         let reason = if site.lost_by.is_empty() { "reason unknown".into() } else { site.lost_by.join(", ") };
         lines.push(format!("     {}", paint.warning(&format!("stack lost: {reason}"))));
-        return joined(&lines);
+        return lines;
     }
     match stack.get(site.culprit) {
         Some(culprit) => lines.push(named(culprit, "     ", width, |name| paint.culprit(name), paint)),
@@ -103,7 +116,7 @@ pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize
         let reason = format!("the stack breaks off here: {}", site.end.name());
         lines.push(format!("       {}", paint.warning(&reason)));
     }
-    joined(&lines)
+    lines
 }
 
 /// What a mapping is for; where there are several, the allocator and the process. Safe to print.
@@ -122,7 +135,7 @@ fn context(profile: &Profile, site: &Site) -> Vec<String> {
     parts
 }
 
-fn joined(lines: &[String]) -> String {
+pub(super) fn joined(lines: &[String]) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 

@@ -159,7 +159,7 @@ fn amount(totals: &Totals, (one, many): (&str, &str)) -> String {
     )
 }
 
-fn field(text: &mut String, name: &str, value: &str, width: usize) {
+pub(super) fn field(text: &mut String, name: &str, value: &str, width: usize) {
     line(text, &wrapped(&format!("{name:<9} {value}"), width, "          ", str::to_owned));
 }
 

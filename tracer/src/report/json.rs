@@ -258,7 +258,7 @@ fn site(profile: &Profile, site: &Site) -> Value {
     })
 }
 
-fn frame(line: &SiteFrame<'_>) -> Value {
+pub(super) fn frame(line: &SiteFrame<'_>) -> Value {
     json!({
         "function": line.location.function,
         "object": line.object.map(|object| &object.path),

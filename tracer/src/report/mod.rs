@@ -1,6 +1,7 @@
 //! What a person or a program reads: the table and the JSON.
 
 mod block;
+mod diff;
 mod escape;
 mod grid;
 mod head;
@@ -11,6 +12,7 @@ mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use diff::{DEFAULT_DIFF_ROWS, diff_json, diff_table};
 pub use escape::escape;
 pub(crate) use head::who;
 pub use json::{SCHEMA, json, json_text};

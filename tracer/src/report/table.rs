@@ -27,6 +27,10 @@ pub struct TableOptions<'a> {
 pub(super) struct Paint(bool);
 
 impl Paint {
+    pub(super) const fn new(color: bool) -> Self {
+        Self(color)
+    }
+
     fn with(self, code: &str, text: &str) -> String {
         if self.0 { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
