@@ -283,6 +283,14 @@ pub(super) struct SelectionArgs {
     /// Only this allocator, such as jemalloc
     #[arg(long, value_name = "NAME")]
     pub allocator: Option<String>,
+
+    /// Hide call sites that match a line `leak:PATTERN` of this file; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub suppressions: Vec<PathBuf>,
+
+    /// Show also what the C library allocates once and keeps
+    #[arg(long)]
+    pub no_built_in_suppressions: bool,
 }
 
 /// Write a capture in the format of another tool.

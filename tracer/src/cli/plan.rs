@@ -280,7 +280,7 @@ pub struct RecordPlan {
 }
 
 /// Which sites are looked at.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
     /// Only those seen so.
     pub lens: Option<LensKey>,
@@ -290,6 +290,23 @@ pub struct Selection {
     pub class: Option<MemoryClass>,
     /// Only those of the allocators of this name.
     pub allocator: Option<String>,
+    /// Files of rules that hide sites.
+    pub suppressions: Vec<PathBuf>,
+    /// Whether the rules of this program hide sites too.
+    pub has_built_in_suppressions: bool,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self {
+            lens: None,
+            process: None,
+            class: None,
+            allocator: None,
+            suppressions: Vec::new(),
+            has_built_in_suppressions: true,
+        }
+    }
 }
 
 /// A report.

@@ -101,7 +101,14 @@ fn report(args: ReportArgs, color: bool, width: Option<u16>) -> Result<ReportPla
 
 pub(super) fn selection(args: SelectionArgs) -> Result<Selection, String> {
     let process = args.process.as_deref().map(parse_pid).transpose()?;
-    Ok(Selection { lens: args.lens, process, class: args.class, allocator: args.allocator })
+    Ok(Selection {
+        lens: args.lens,
+        process,
+        class: args.class,
+        allocator: args.allocator,
+        suppressions: args.suppressions,
+        has_built_in_suppressions: !args.no_built_in_suppressions,
+    })
 }
 
 fn verbosity(global: &GlobalArgs) -> Verbosity {

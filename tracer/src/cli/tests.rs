@@ -237,12 +237,15 @@ fn the_other_commands_are_understood() {
 
 #[test]
 fn a_part_of_a_capture_is_selected() {
-    let all = "--lens mmap --process 77 --class thread-stack --allocator jemalloc";
+    let all = "--lens mmap --process 77 --class thread-stack --allocator jemalloc \
+               --suppressions a.supp --suppressions b.supp --no-built-in-suppressions";
     let selection = Selection {
         lens: Some(LensKey::Mmap),
         process: Some(pid(77)),
         class: Some(MemoryClass::ThreadStack),
         allocator: Some("jemalloc".into()),
+        suppressions: vec!["a.supp".into(), "b.supp".into()],
+        has_built_in_suppressions: false,
     };
     let Action::Report(plan) = action(&format!("report x {all} --by executable")) else { panic!() };
     assert_eq!((&plan.selection, plan.by, plan.merges_processes), (&selection, GroupKey::Executable, false));

@@ -50,5 +50,5 @@ pub fn run(plan: &DiffPlan, out: &mut impl Write, err: &mut impl Write) -> Resul
 }
 
 fn side(side: &DiffSide, selection: &Selection) -> Result<Profile, anyhow::Error> {
-    Ok(Profile::new(open_at(&side.file, side.at)?, selected(selection))?)
+    Ok(Profile::new(open_at(&side.file, side.at)?, selected(selection)?)?)
 }

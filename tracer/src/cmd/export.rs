@@ -17,7 +17,7 @@ pub fn run(
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> Result<ExitStatus, anyhow::Error> {
-    let profile = Profile::new(Capture::open(&plan.file)?, selected(&plan.selection))?;
+    let profile = Profile::new(Capture::open(&plan.file)?, selected(&plan.selection)?)?;
     // In memory first: an export that fails leaves no file, and replaces none.
     let mut bytes = Vec::new();
     match plan.format {

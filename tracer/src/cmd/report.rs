@@ -1,6 +1,7 @@
 //! `offheap report`: prints what a capture says.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::ExitStatus;
 use crate::capture::Capture;
 use crate::cli::plan::{GroupKey, LensKey, ReportFormat, ReportPlan, Selection, SortKey};
 use crate::model::Lens;
-use crate::profile::{By, Filter, Profile, Sort};
+use crate::profile::{By, Filter, Profile, Sort, Suppressions};
 use crate::report::{DEFAULT_TABLE_SITES, TableOptions, escape, json_text, table};
 
 /// Columns of the table where the output is no terminal.
@@ -46,7 +47,7 @@ pub fn run(
         by,
         top: plan.top.or(default_top),
         merges_processes: plan.merges_processes,
-        ..selected(&plan.selection)
+        ..selected(&plan.selection)?
     };
     let capture = open_at(&plan.file, plan.at)?;
     let profile = Profile::new(capture, filter)?;
@@ -81,14 +82,45 @@ pub(super) fn open_at(file: &Path, at: Option<Duration>) -> Result<Capture, anyh
 }
 
 /// A filter that takes what was selected, and everything of it.
-pub(super) fn selected(selection: &Selection) -> Filter {
+///
+/// # Errors
+/// A file of rules that cannot be read, or is none.
+pub(super) fn selected(selection: &Selection) -> Result<Filter, anyhow::Error> {
     let lens = selection.lens.map(|lens| match lens {
         LensKey::Malloc => Lens::Malloc,
         LensKey::Mmap => Lens::Mmap,
         LensKey::Faults => Lens::Faults,
     });
     let tgid = selection.process.map(NonZeroU32::get);
-    Filter { lens, tgid, class: selection.class, allocator: selection.allocator.clone(), ..Filter::default() }
+    Ok(Filter {
+        lens,
+        tgid,
+        class: selection.class,
+        allocator: selection.allocator.clone(),
+        suppressions: suppressions(selection)?,
+        ..Filter::default()
+    })
+}
+
+/// Largest file of rules, in bytes.
+const MAX_RULES_BYTES: u64 = 4 << 20;
+
+fn suppressions(selection: &Selection) -> Result<Suppressions, anyhow::Error> {
+    let mut rules =
+        if selection.has_built_in_suppressions { Suppressions::built_in() } else { Suppressions::default() };
+    for path in &selection.suppressions {
+        let place = || format!("read suppressions from `{}`", path.display());
+        let mut text = String::new();
+        let read = File::open(path).and_then(|file| file.take(MAX_RULES_BYTES + 1).read_to_string(&mut text));
+        let length = read.with_context(place)?;
+        anyhow::ensure!(
+            length as u64 <= MAX_RULES_BYTES,
+            "`{}` is longer than {MAX_RULES_BYTES} bytes: it is no file of suppressions",
+            path.display()
+        );
+        rules.add_file(&text).with_context(place)?;
+    }
+    Ok(rules)
 }
 
 pub(super) fn nanoseconds(duration: Duration) -> u64 {

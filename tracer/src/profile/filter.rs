@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 
-use super::Site;
 use super::number::Number;
+use super::{Site, Suppressions};
 use crate::capture::Capture;
 use crate::model::{AllocatorId, Lens, MemoryClass, ProcessId};
 
@@ -84,6 +84,8 @@ pub struct Filter {
     pub allocator: Option<String>,
     /// Only sites of this class, also of one that is set aside otherwise; without it, those that can be leaks.
     pub class: Option<MemoryClass>,
+    /// What is known to be no leak.
+    pub suppressions: Suppressions,
     /// Whether equal stacks of processes of one executable are one row.
     pub merges_processes: bool,
 }

@@ -10,6 +10,7 @@ mod merge;
 mod number;
 mod site;
 mod slope;
+mod suppression;
 #[cfg(test)]
 mod tests;
 mod totals;
@@ -33,6 +34,7 @@ pub use group::{Group, GroupKey};
 pub use number::Outstanding;
 pub use site::Site;
 pub use slope::{MIN_POINTS, theil_sen};
+pub use suppression::{Rule, RuleOrigin, Suppressed, SuppressionError, Suppressions};
 pub use totals::Totals;
 pub use who::{AllocatorSummary, ProcessSummary};
 pub use wrapper::is_wrapper;
@@ -103,6 +105,8 @@ pub struct Profile {
     pub groups_outstanding: usize,
     /// Memory of allocators and runtimes, after the filter. It is no leak, and is in no other sum.
     pub set_aside: Vec<SetAside>,
+    /// What rules have hidden, most bytes first. It is in no other sum.
+    pub suppressed: Vec<Suppressed>,
     /// Sentences for the user.
     pub hints: Vec<String>,
     /// The filter.
@@ -124,6 +128,12 @@ impl Profile {
             let is_wanted = filter.class.map_or_else(|| site.class.can_leak(), |class| site.class == class);
             is_wanted && selection.takes_site(site)
         });
+        let suppressed = suppression::suppress(
+            &mut sites,
+            &filter.suppressions,
+            (&capture.frames, &capture.objects),
+            |site| totals::growth(&capture.series, &site.numbers).is_none_or(|growth| growth > 0.0),
+        );
         site::order(&mut sites, &capture.series, &filter);
         let total = |lens| totals::totals(&capture.series, sites.iter().filter(|site| site.lens == lens));
         let (totals, mapped, resident) = (total(Lens::Malloc), total(Lens::Mmap), total(Lens::Faults));
@@ -157,6 +167,7 @@ impl Profile {
             groups,
             groups_outstanding,
             set_aside,
+            suppressed,
             hints: capture.hints,
             filter,
             header: capture.header,

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use tracer_common::abi::{Loss, SiteCounters};
 
-use super::{Broken, Filter, Profile, ProfileError, Sort, StackShares};
+use super::{Broken, Filter, Profile, ProfileError, Sort, StackShares, Suppressions};
 use crate::capture::fixture::{MIB, Recording, at, blocks, clean, leaky};
 use crate::model::StackEnd;
 
@@ -200,4 +200,48 @@ proptest! {
         numbers.dedup();
         prop_assert_eq!(numbers.len(), count, "no site is in two rows");
     }
+}
+
+#[test]
+fn suppressed_sites_are_in_no_sum_but_their_own() {
+    let filtered = |text: &str| {
+        let mut suppressions = Suppressions::built_in();
+        suppressions.add_file(text).unwrap();
+        profile(&leaky(), Filter { suppressions, ..Filter::default() })
+    };
+    let all = profile(&leaky(), Filter::default());
+    assert!(all.suppressed.is_empty());
+    assert_eq!(filtered("").sites, all.sites, "nothing in it is built in");
+    let without = filtered("leak:^leak_scratch(*)$\nleak:scratch.h\nleak:nowhere");
+    let [hidden] = without.suppressed.as_slice() else { panic!("{:?}", without.suppressed) };
+    assert_eq!(
+        (hidden.rule.pattern.as_str(), hidden.sites),
+        ("^leak_scratch(*)$", 1),
+        "the first that matches"
+    );
+    assert_eq!(hidden.outstanding_bytes, all.sites[0].outstanding_bytes);
+    assert_eq!(without.sites.len(), all.sites.len() - 1);
+    assert_eq!(without.totals.outstanding_bytes + hidden.outstanding_bytes, all.totals.outstanding_bytes);
+    assert_eq!(without.sites[0].rank, 1);
+}
+
+#[test]
+fn built_in_rules_hide_nothing_that_grows() {
+    let recording = |grows: bool| {
+        let mut recording = Recording::new();
+        let libc = recording.object("/usr/lib/libc.so.6", Some("cc33"));
+        let buffer = recording.frame(libc, 0x10, at("_IO_file_doallocate", "filedoalloc.c", 77));
+        let puts = recording.frame(libc, 0x20, at("puts", "ioputs.c", 40));
+        recording.stack(1, StackEnd::ThreadStart, &[buffer, puts]);
+        for second in 1..=10 {
+            let count = if grows { second } else { 1 };
+            recording.tick(second, &[(1, blocks(4096, count, 0))], MIB);
+        }
+        let filter = Filter { suppressions: Suppressions::built_in(), ..Filter::default() };
+        profile(&recording, filter)
+    };
+    let (once, leak) = (recording(false), recording(true));
+    assert_eq!((once.sites.len(), once.suppressed.len()), (0, 1));
+    assert_eq!(once.suppressed[0].rule.origin.name(), "built-in");
+    assert_eq!((leak.sites.len(), leak.suppressed.len()), (1, 0), "streams that are not closed");
 }

@@ -43,6 +43,9 @@ pub(super) fn head(text: &mut String, profile: &Profile, width: usize, paint: Pa
         }
         field(text, "mapped", &mapped, width);
     }
+    if !profile.suppressed.is_empty() {
+        field(text, "hidden", &hidden(profile), width);
+    }
     stacks(text, profile, width);
     if let Some(cost) = profile.cost {
         let cpu =
@@ -50,6 +53,32 @@ pub(super) fn head(text: &mut String, profile: &Profile, width: usize, paint: Pa
         field(text, "probes", &format!("{} hits/s{cpu}", count(cost.probe_hits_per_s.round() as u64)), width);
     }
     text.push('\n');
+}
+
+/// Rules named in one line.
+const RULES_SHOWN: usize = 4;
+
+/// What suppressions have taken out of everything else.
+fn hidden(profile: &Profile) -> String {
+    let sites: usize = profile.suppressed.iter().map(|sum| sum.sites).sum();
+    let mut rules: Vec<String> = profile
+        .suppressed
+        .iter()
+        .take(RULES_SHOWN)
+        .map(|sum| {
+            format!(
+                "{} ({}, {})",
+                escape(&sum.rule.pattern),
+                sum.rule.origin.name(),
+                size(sum.outstanding_bytes)
+            )
+        })
+        .collect();
+    if profile.suppressed.len() > RULES_SHOWN {
+        rules.push("…".to_owned());
+    }
+    let sites = counted(sites as u64, "call site", "call sites");
+    format!("{} at {sites}, suppressed by {}", size(profile.suppressed_bytes()), rules.join(", "))
 }
 
 /// The process, or how many and which.

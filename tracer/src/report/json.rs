@@ -52,6 +52,13 @@ pub fn json(profile: &Profile) -> Value {
         "allocators": profile.allocators.iter().map(allocator).collect::<Vec<_>>(),
         "groups": profile.groups.iter().map(|row| group(profile, row)).collect::<Vec<_>>(),
         "mappings": profile.set_aside.iter().map(|row| set_aside(profile, row)).collect::<Vec<_>>(),
+        "suppressed": profile.suppressed.iter().map(|sum| json!({
+            "pattern": sum.rule.pattern,
+            "origin": sum.rule.origin.name(),
+            "sites": sum.sites,
+            "outstanding_bytes": sum.outstanding_bytes,
+            "outstanding_count": sum.outstanding_count,
+        })).collect::<Vec<_>>(),
         "sites": profile.sites.iter().map(|row| site(profile, row)).collect::<Vec<_>>(),
         "hints": profile.hints,
     })
