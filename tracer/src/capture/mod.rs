@@ -10,7 +10,10 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod head;
+mod ledger;
+mod memory;
 mod open;
+mod pace;
 mod read;
 mod row;
 mod schema;
