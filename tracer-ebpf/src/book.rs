@@ -111,15 +111,10 @@ pub fn freed(block: &LiveBlock) {
 pub fn released(block: &LiveBlock) {
     freed(block);
     let Some(lifetimes) = LIFETIMES.get_ptr_mut(block.site) else { return };
-    let now_ns = now_ns();
-    let bucket = lifetime_bucket(now_ns.saturating_sub(block.born_ns)) as usize;
+    let bucket = lifetime_bucket(now_ns().saturating_sub(block.born_ns)) as usize;
     if bucket < LIFETIME_BUCKETS {
-        // SAFETY: a map value; the index is within the array. The time needs no more than a store: of two releases
-        // at the same time either may be the last.
-        unsafe {
-            atomic::add((&raw mut (*lifetimes).counts).cast::<u64>().add(bucket), 1);
-            (&raw mut (*lifetimes).last_freed_ns).write_volatile(now_ns);
-        }
+        // SAFETY: a map value; the index is within the array.
+        unsafe { atomic::add((&raw mut (*lifetimes).counts).cast::<u64>().add(bucket), 1) };
     }
 }
 

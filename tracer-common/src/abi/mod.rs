@@ -33,8 +33,7 @@ pub use mapping_event::{
 };
 pub use setting::Settings;
 pub use site::{
-    LIFETIME_BUCKETS, SITE_LOST, SiteCounters, SiteKey, SiteLifetimes, lifetime_bucket,
-    lifetime_bucket_start_ns,
+    LIFETIME_BUCKETS, LIFETIME_FIRST_LOG2, SITE_LOST, SiteCounters, SiteKey, SiteLifetimes, lifetime_bucket,
 };
 
 /// Frames kept of one stack, innermost first. Deeper stacks end as [`StackEnd::Truncated`].

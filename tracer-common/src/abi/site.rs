@@ -36,32 +36,25 @@ pub struct SiteCounters {
 layout!(SiteCounters, 32, [allocated_bytes: u64, allocated_count: u64, freed_bytes: u64, freed_count: u64]);
 
 /// Buckets of a lifetime histogram.
-pub const LIFETIME_BUCKETS: usize = 31;
-/// Logarithm of the upper bound of the first bucket, in ns: lifetimes below 2 µs.
-pub const LIFETIME_FIRST_LOG2: u32 = 11;
+pub const LIFETIME_BUCKETS: usize = 32;
+/// The first bucket holds all lifetimes below 2^11 ns.
+pub const LIFETIME_FIRST_LOG2: u32 = 10;
 
-/// How long the released blocks of one site lived.
+/// How long the released blocks of one site lived: blocks by the binary logarithm of their lifetime in ns, the first of
+/// [`LIFETIME_FIRST_LOG2`]. The first and the last bucket hold also what lies beyond them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SiteLifetimes {
-    /// `CLOCK_MONOTONIC` time of the last release, 0: none.
-    pub last_freed_ns: u64,
-    /// Released blocks by lifetime. The first bucket ends at 2^[`LIFETIME_FIRST_LOG2`] ns, each further one at twice
-    /// the end of the one before, the last one does not end.
+    /// Released blocks.
     pub counts: [u64; LIFETIME_BUCKETS],
 }
-layout!(SiteLifetimes, 256, [last_freed_ns: u64, counts: [u64; LIFETIME_BUCKETS]]);
+layout!(SiteLifetimes, 256, [counts: [u64; LIFETIME_BUCKETS]]);
 
 /// The bucket of a lifetime: below [`LIFETIME_BUCKETS`].
 #[inline(always)]
 pub const fn lifetime_bucket(lifetime_ns: u64) -> u32 {
-    let bucket = (lifetime_ns | 1).ilog2().saturating_sub(LIFETIME_FIRST_LOG2 - 1);
+    let bucket = (lifetime_ns | 1).ilog2().saturating_sub(LIFETIME_FIRST_LOG2);
     if bucket < LIFETIME_BUCKETS as u32 { bucket } else { LIFETIME_BUCKETS as u32 - 1 }
-}
-
-/// Shortest lifetime in a bucket, in ns.
-pub const fn lifetime_bucket_start_ns(bucket: u32) -> u64 {
-    if bucket == 0 { 0 } else { 1 << (bucket + LIFETIME_FIRST_LOG2 - 1) }
 }
 
 #[cfg(test)]
@@ -77,15 +70,11 @@ mod tests {
             (2048, 1),
             (4095, 1),
             (4096, 2),
-            (1 << 39, 29),
             (1 << 40, 30),
-            (u64::MAX, 30),
+            (1 << 41, 31),
+            (u64::MAX, 31),
         ] {
             assert_eq!(lifetime_bucket(lifetime_ns), bucket, "{lifetime_ns}");
-            assert!(lifetime_bucket_start_ns(bucket) <= lifetime_ns);
-        }
-        for bucket in 0..LIFETIME_BUCKETS as u32 {
-            assert_eq!(lifetime_bucket(lifetime_bucket_start_ns(bucket)), bucket);
         }
     }
 }

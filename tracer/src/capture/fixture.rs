@@ -5,15 +5,17 @@ use std::path::Path;
 
 use tracer_common::abi::{Loss, SiteCounters};
 
+mod resident;
 mod server;
 
+pub(crate) use resident::{resident, watched};
 pub(crate) use server::server;
 
 use super::{Capture, CaptureWriter, Header};
 use crate::model::{
-    Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Lens, LiveAge, Location, LossTally,
-    MemoryClass, Object, ObjectId, Process, ProcessEnd, ProcessId, RssSample, Runtime, SiteClass, Stack,
-    StackEnd, Target,
+    Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Ledger, Lens, Lifetime, LiveAge, Location,
+    LossTally, MemoryClass, MemoryLimit, Object, ObjectId, Process, ProcessEnd, ProcessId, RssSample,
+    Runtime, RuntimeFigure, SiteClass, Stack, StackEnd, Target,
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -32,6 +34,12 @@ pub(crate) struct Recording {
     pub(crate) stacks: Vec<Stack>,
     pub(crate) ticks: Vec<(u64, Vec<(u32, SiteCounters)>)>,
     pub(crate) rss: Vec<RssSample>,
+    pub(crate) ledgers: Vec<Ledger>,
+    pub(crate) figures: Vec<RuntimeFigure>,
+    pub(crate) limits: Vec<MemoryLimit>,
+    /// By time of the tick.
+    pub(crate) residents: Vec<(u64, Vec<(u32, u64)>)>,
+    pub(crate) lifetimes: Vec<Lifetime>,
     pub(crate) losses: Vec<LossTally>,
     pub(crate) live_ages: Vec<LiveAge>,
     pub(crate) overhead: Option<(u64, Option<u64>)>,
@@ -80,6 +88,11 @@ impl Recording {
             stacks: Vec::new(),
             ticks: Vec::new(),
             rss: Vec::new(),
+            ledgers: Vec::new(),
+            figures: Vec::new(),
+            limits: Vec::new(),
+            residents: Vec::new(),
+            lifetimes: Vec::new(),
             losses: Loss::ALL.iter().map(|loss| tally(*loss, 0, 0)).collect(),
             live_ages: Vec::new(),
             overhead: None,
@@ -197,6 +210,18 @@ impl Recording {
             for rss in self.rss.iter().filter(|rss| rss.elapsed_ns == *elapsed_ns) {
                 writer.add_rss(rss).unwrap();
             }
+            for (_, residents) in self.residents.iter().filter(|(at_ns, _)| at_ns == elapsed_ns) {
+                writer.add_residents(residents).unwrap();
+            }
+            for ledger in self.ledgers.iter().filter(|ledger| ledger.elapsed_ns == *elapsed_ns) {
+                writer.add_ledger(ledger).unwrap();
+            }
+            for figure in self.figures.iter().filter(|figure| figure.elapsed_ns == *elapsed_ns) {
+                writer.add_figure(figure).unwrap();
+            }
+            for limit in self.limits.iter().filter(|limit| limit.elapsed_ns == *elapsed_ns) {
+                writer.add_limit(limit).unwrap();
+            }
             writer.set_losses(&self.losses).unwrap();
             writer.commit().unwrap();
         }
@@ -204,6 +229,7 @@ impl Recording {
             writer.set_locations(frame.id, &frame.locations).unwrap();
         }
         writer.add_live_ages(&self.live_ages).unwrap();
+        writer.add_lifetimes(&self.lifetimes).unwrap();
         for hint in &self.hints {
             writer.add_hint(hint).unwrap();
         }

@@ -10,8 +10,11 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod head;
+mod ledger;
+mod memory;
 mod moment;
 mod open;
+mod pace;
 mod read;
 mod row;
 mod schema;

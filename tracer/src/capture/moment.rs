@@ -45,6 +45,14 @@ impl Capture {
         self.stacks.retain(|stack| series.sites.contains_key(&stack.site));
         self.rss.retain(|sample| sample.elapsed_ns <= moment_ns);
         self.live_ages.clear();
+        self.lifetimes.clear();
+        for entries in self.residents.values_mut() {
+            entries.retain(|(point, _)| usize::from(*point) < kept);
+        }
+        self.residents.retain(|_, entries| !entries.is_empty());
+        self.ledgers.retain(|ledger| ledger.elapsed_ns <= moment_ns);
+        self.figures.retain(|figure| figure.elapsed_ns <= moment_ns);
+        self.limits.retain(|limit| limit.elapsed_ns <= moment_ns);
         self.overhead = None;
         self.finish = self.finish.map(|finish| Finish { elapsed_ns: moment_ns, ..finish });
         for row in &mut self.processes {

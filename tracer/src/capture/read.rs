@@ -1,7 +1,7 @@
 //! Reads a capture into memory, with bounds. The file is hostile input: what does not fit is skipped and
 //! counted, and only a file that cannot be read on is an error.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use rusqlite::{Connection, Row};
@@ -13,8 +13,9 @@ use super::schema::{Queries, queries};
 use super::series::Thinner;
 use super::{CaptureError, Header, Series, open};
 use crate::model::{
-    Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Lens, LiveAge, Location, LossTally, Object,
-    ObjectId, Process, ProcessEnd, ProcessId, RssSample, SiteClass, Stack, StackEnd,
+    Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Ledger, Lens, Lifetime, LiveAge, Location,
+    LossTally, MemoryLimit, Object, ObjectId, Process, ProcessEnd, ProcessId, RssSample, RuntimeFigure,
+    SiteClass, Stack, StackEnd,
 };
 
 /// Most rows taken from one table; far above what the default bounds of a recording can make.
@@ -84,6 +85,17 @@ pub struct Capture {
     pub series: Series,
     /// Memory over time.
     pub rss: Vec<RssSample>,
+    /// Where memory lies: looks in the order of time, thinned like the series; rows add up to their total.
+    pub ledgers: Vec<Ledger>,
+    /// What runtimes say about themselves, in the order of time; a value stands until the next of its name.
+    pub figures: Vec<RuntimeFigure>,
+    /// Limits of the processes, in the order of time; one stands until the next of its source.
+    pub limits: Vec<MemoryLimit>,
+    /// By site, where it was measured: index into the points of the series, and how much of what is outstanding then
+    /// is resident, bytes. An entry stands until the next.
+    pub residents: Residents,
+    /// How long freed blocks have lived, by site and bucket, rising.
+    pub lifetimes: Vec<Lifetime>,
     /// The loss ledger.
     pub losses: Vec<LossTally>,
     /// Blocks that were live at the end, by age.
@@ -112,9 +124,13 @@ impl Capture {
     pub fn elapsed_ns(&self) -> u64 {
         let ticks_ns = self.series.points_ns.last().copied().unwrap_or(0);
         let rss_ns = self.rss.iter().map(|sample| sample.elapsed_ns).max().unwrap_or(0);
-        self.finish.map_or(ticks_ns.max(rss_ns), |finish| finish.elapsed_ns)
+        let ledger_ns = self.ledgers.iter().map(|ledger| ledger.elapsed_ns).max().unwrap_or(0);
+        self.finish.map_or(ticks_ns.max(rss_ns).max(ledger_ns), |finish| finish.elapsed_ns)
     }
 }
+
+/// By site: index into the points of the series and bytes.
+type Residents = BTreeMap<u32, Vec<(u16, u64)>>;
 
 pub(super) struct Loader<'a> {
     connection: &'a Connection,
@@ -129,8 +145,12 @@ impl Loader<'_> {
         let frames = self.frames(&objects)?;
         let stacks = self.stacks(&frames, &processes, &allocators)?;
         let classes = self.classes()?;
-        let series = self.series()?;
+        let (series, residents) = self.series()?;
         let rss = self.rss(&processes)?;
+        let ledgers = self.ledgers(&processes)?;
+        let figures = self.figures(&processes)?;
+        let limits = self.limits(&processes)?;
+        let lifetimes = self.lifetimes()?;
         let losses = self.losses()?;
         let live_ages = self.live_ages()?;
         let overhead = self.overhead()?;
@@ -147,6 +167,11 @@ impl Loader<'_> {
             classes,
             series,
             rss,
+            ledgers,
+            figures,
+            limits,
+            residents,
+            lifetimes,
             losses,
             live_ages,
             overhead,
@@ -285,7 +310,8 @@ impl Loader<'_> {
         Ok(stacks)
     }
 
-    fn series(&mut self) -> rusqlite::Result<Series> {
+    /// And how much of what is outstanding is resident.
+    fn series(&mut self) -> rusqlite::Result<(Series, Residents)> {
         let mut ids = Vec::new();
         let mut times_ns: Vec<u64> = Vec::new();
         self.each("SELECT id, elapsed_ns FROM tick ORDER BY id", MAX_ROWS, |row| {
@@ -315,7 +341,31 @@ impl Loader<'_> {
             entry_count = thinner.add(tick, id(row, 1)?, counters);
             Some(())
         })?;
-        Ok(thinner.finish())
+        let residents = self.residents(&ids, &thinner)?;
+        Ok((thinner.finish(), residents))
+    }
+
+    fn residents(&mut self, tick_ids: &[u64], thinner: &Thinner) -> rusqlite::Result<Residents> {
+        let mut residents = Residents::new();
+        let Some(queries) = self.queries.memory else { return Ok(residents) };
+        let mut entry_count = 0;
+        self.each(queries.residents, usize::MAX, |row| {
+            let tick = tick_ids.binary_search(&unsigned(row, 0)?).ok()?;
+            let (site, bytes, point) = (id(row, 1)?, unsigned(row, 2)?, thinner.point(tick));
+            if entry_count >= MAX_SERIES_ENTRIES {
+                return None;
+            }
+            let entries = residents.entry(site).or_default();
+            match entries.last_mut() {
+                Some(last) if last.0 == point => last.1 = bytes,
+                _ => {
+                    entries.push((point, bytes));
+                    entry_count += 1;
+                }
+            }
+            Some(())
+        })?;
+        Ok(residents)
     }
 
     fn rss(&mut self, processes: &[ProcessRow]) -> rusqlite::Result<Vec<RssSample>> {
@@ -334,7 +384,7 @@ impl Loader<'_> {
                 file_bytes: nullable(row, 4, unsigned)?,
                 shared_bytes: nullable(row, 5, unsigned)?,
                 swap_bytes: nullable(row, 6, unsigned)?,
-                pss_bytes: None,
+                pss_bytes: nullable(row, 7, unsigned)?,
             });
             *last_ns = elapsed_ns;
             Some(())

@@ -4,7 +4,7 @@
 pub const APPLICATION_ID: u32 = u32::from_be_bytes(*b"ohea");
 
 /// `PRAGMA user_version` of the captures this program writes. Older ones stay readable.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Name and definition of a table.
 type Table = (&'static str, &'static str);
@@ -12,8 +12,12 @@ type Table = (&'static str, &'static str);
 /// Tables of a version. The reader demands these very definitions, so that a prepared file cannot have it
 /// evaluate a view, a virtual table or a generated column.
 pub(super) fn tables(version: u32) -> impl Iterator<Item = &'static Table> {
-    let own = if version == 1 { ONLY_1 } else { ONLY_2 };
-    SHARED.iter().chain(own)
+    let own: [&[Table]; 2] = match version {
+        1 => [ONLY_1, &[]],
+        2 => [SINCE_2, ONLY_2],
+        _ => [SINCE_2, SINCE_3],
+    };
+    SHARED.iter().chain(own.into_iter().flatten())
 }
 
 /// As they have been since version 1.
@@ -87,7 +91,7 @@ const ONLY_1: &[Table] = &[
 ];
 
 /// Processes, allocators and what memory is used for.
-const ONLY_2: &[Table] = &[
+const SINCE_2: &[Table] = &[
     (
         "process",
         "CREATE TABLE process(id INTEGER PRIMARY KEY, parent INTEGER, tgid INTEGER NOT NULL, \
@@ -110,15 +114,64 @@ const ONLY_2: &[Table] = &[
          allocator INTEGER, end TEXT NOT NULL)",
     ),
     ("site_class", "CREATE TABLE site_class(site INTEGER PRIMARY KEY, class TEXT NOT NULL, label TEXT)"),
+];
+
+/// Memory without the proportional share.
+const ONLY_2: &[Table] = &[(
+    "rss",
+    "CREATE TABLE rss(id INTEGER PRIMARY KEY, process INTEGER NOT NULL, elapsed_ns INTEGER NOT NULL, \
+     rss_bytes INTEGER NOT NULL, anonymous_bytes INTEGER, file_bytes INTEGER, shared_bytes INTEGER, \
+     swap_bytes INTEGER)",
+)];
+
+/// Where resident memory lies, and how long blocks live.
+const SINCE_3: &[Table] = &[
     (
         "rss",
         "CREATE TABLE rss(id INTEGER PRIMARY KEY, process INTEGER NOT NULL, elapsed_ns INTEGER NOT NULL, \
          rss_bytes INTEGER NOT NULL, anonymous_bytes INTEGER, file_bytes INTEGER, shared_bytes INTEGER, \
-         swap_bytes INTEGER)",
+         swap_bytes INTEGER, pss_bytes INTEGER)",
+    ),
+    (
+        "ledger_look",
+        "CREATE TABLE ledger_look(id INTEGER PRIMARY KEY, process INTEGER NOT NULL, \
+         elapsed_ns INTEGER NOT NULL, rss_bytes INTEGER NOT NULL)",
+    ),
+    (
+        "ledger_entry",
+        "CREATE TABLE ledger_entry(id INTEGER PRIMARY KEY, process INTEGER NOT NULL, class TEXT NOT NULL, \
+         label TEXT)",
+    ),
+    (
+        "ledger",
+        "CREATE TABLE ledger(look INTEGER NOT NULL, entry INTEGER NOT NULL, mapping_count INTEGER NOT NULL, \
+         size_bytes INTEGER NOT NULL, rss_bytes INTEGER NOT NULL, pss_bytes INTEGER, \
+         swap_bytes INTEGER NOT NULL, PRIMARY KEY(look, entry)) WITHOUT ROWID",
+    ),
+    (
+        "figure",
+        "CREATE TABLE figure(id INTEGER PRIMARY KEY, process INTEGER NOT NULL, elapsed_ns INTEGER NOT NULL, \
+         source INTEGER NOT NULL, name INTEGER NOT NULL, bytes INTEGER)",
+    ),
+    (
+        "memory_limit",
+        "CREATE TABLE memory_limit(id INTEGER PRIMARY KEY, process INTEGER NOT NULL, \
+         elapsed_ns INTEGER NOT NULL, source INTEGER NOT NULL, limit_bytes INTEGER NOT NULL, \
+         used_bytes INTEGER)",
+    ),
+    (
+        "resident",
+        "CREATE TABLE resident(tick INTEGER NOT NULL, site INTEGER NOT NULL, \
+         resident_bytes INTEGER NOT NULL, PRIMARY KEY(tick, site)) WITHOUT ROWID",
+    ),
+    (
+        "lifetime",
+        "CREATE TABLE lifetime(site INTEGER NOT NULL, bucket INTEGER NOT NULL, count INTEGER NOT NULL, \
+         PRIMARY KEY(site, bucket)) WITHOUT ROWID",
     ),
 ];
 
-/// The statements that differ between versions. Both give the same columns.
+/// The statements that differ between versions. All give the same columns.
 pub(super) struct Queries {
     /// id, parent, tgid, inner_tgid, comm, exe, runtime_name, runtime_version, start_ns, end_ns, end_reason.
     pub processes: &'static str,
@@ -130,13 +183,38 @@ pub(super) struct Queries {
     pub stacks: &'static str,
     /// site, class, label; `None`: there are none.
     pub classes: Option<&'static str>,
-    /// process, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes.
+    /// process, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes, pss_bytes.
     pub rss: &'static str,
+    /// What version 3 brought; `None`: there is nothing of it.
+    pub memory: Option<MemoryQueries>,
+}
+
+/// The statements for tables that came with version 3.
+#[derive(Clone, Copy)]
+pub(super) struct MemoryQueries {
+    /// id, process, elapsed_ns, rss_bytes.
+    pub looks: &'static str,
+    /// id, process, class, label.
+    pub entries: &'static str,
+    /// look, entry, mapping_count, size_bytes, rss_bytes, pss_bytes, swap_bytes.
+    pub rows: &'static str,
+    /// process, elapsed_ns, source, name, bytes.
+    pub figures: &'static str,
+    /// process, elapsed_ns, source, limit_bytes, used_bytes.
+    pub limits: &'static str,
+    /// tick, site, resident_bytes.
+    pub residents: &'static str,
+    /// site, bucket, count, bytes.
+    pub lifetimes: &'static str,
 }
 
 /// The statements for a version.
 pub(super) const fn queries(version: u32) -> Queries {
-    if version == 1 { QUERIES_1 } else { QUERIES_2 }
+    match version {
+        1 => QUERIES_1,
+        2 => QUERIES_2,
+        _ => QUERIES_3,
+    }
 }
 
 /// The target is process 0.
@@ -148,8 +226,9 @@ const QUERIES_1: Queries = Queries {
     stacks: "SELECT site, CASE WHEN tgid = (SELECT tgid FROM target ORDER BY rowid LIMIT 1) THEN 0 END, \
              lens, NULL, end FROM stack ORDER BY site",
     classes: None,
-    rss: "SELECT 0, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes FROM rss \
-          ORDER BY id",
+    rss: "SELECT 0, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes, NULL \
+          FROM rss ORDER BY id",
+    memory: None,
 };
 
 const QUERIES_2: Queries = Queries {
@@ -159,6 +238,25 @@ const QUERIES_2: Queries = Queries {
     allocators: Some("SELECT id, name, prefix, path, build_id FROM allocator ORDER BY id"),
     stacks: "SELECT site, process, lens, allocator, end FROM stack ORDER BY site",
     classes: Some("SELECT site, class, label FROM site_class ORDER BY site"),
-    rss: "SELECT process, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes \
+    rss: "SELECT process, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes, NULL \
           FROM rss ORDER BY id",
+    memory: None,
+};
+
+const QUERIES_3: Queries = Queries {
+    rss: "SELECT process, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes, \
+          pss_bytes FROM rss ORDER BY id",
+    memory: Some(MemoryQueries {
+        looks: "SELECT id, process, elapsed_ns, rss_bytes FROM ledger_look ORDER BY id",
+        entries: "SELECT id, process, class, label FROM ledger_entry ORDER BY id",
+        rows: "SELECT look, entry, mapping_count, size_bytes, rss_bytes, pss_bytes, swap_bytes FROM ledger \
+               ORDER BY look, entry",
+        figures: "SELECT f.process, f.elapsed_ns, s.value, n.value, f.bytes FROM figure f \
+                  LEFT JOIN string s ON s.id = f.source LEFT JOIN string n ON n.id = f.name ORDER BY f.id",
+        limits: "SELECT l.process, l.elapsed_ns, s.value, l.limit_bytes, l.used_bytes FROM memory_limit l \
+                 LEFT JOIN string s ON s.id = l.source ORDER BY l.id",
+        residents: "SELECT tick, site, resident_bytes FROM resident ORDER BY tick, site",
+        lifetimes: "SELECT site, bucket, count FROM lifetime ORDER BY site, bucket",
+    }),
+    ..QUERIES_2
 };

@@ -37,13 +37,23 @@ impl Series {
     }
 }
 
-/// Which of `count` elements are kept: all, or [`MAX_POINTS`] evenly spaced ones with first and last.
-pub fn thinned(count: usize) -> Vec<usize> {
+/// Which of the elements at these rising times are kept: all, or at most [`MAX_POINTS`], evenly spaced in time, with
+/// the first and the last.
+pub fn thinned(times_ns: &[u64]) -> Vec<usize> {
+    let (count, first_ns) = (times_ns.len(), times_ns.first().copied().unwrap_or(0));
     if count <= MAX_POINTS {
-        (0..count).collect()
-    } else {
-        (0..MAX_POINTS).map(|point| point * (count - 1) / (MAX_POINTS - 1)).collect()
+        return (0..count).collect();
     }
+    let length_ns = u128::from(times_ns.last().copied().unwrap_or(0).saturating_sub(first_ns));
+    let mut kept: Vec<usize> = (0..MAX_POINTS)
+        .map(|point| {
+            let offset_ns = length_ns * point as u128 / (MAX_POINTS as u128 - 1);
+            let point_ns = first_ns.saturating_add(u64::try_from(offset_ns).unwrap_or(u64::MAX));
+            times_ns.partition_point(|time_ns| *time_ns <= point_ns).saturating_sub(1)
+        })
+        .collect();
+    kept.dedup();
+    kept
 }
 
 /// Takes samples in the order of time and keeps what is visible at the points.
@@ -56,17 +66,20 @@ pub(super) struct Thinner {
 impl Thinner {
     /// `ticks_ns` must be rising.
     pub(super) fn new(ticks_ns: &[u64]) -> Self {
-        let kept = thinned(ticks_ns.len());
+        let kept = thinned(ticks_ns);
         let points_ns = kept.iter().filter_map(|index| ticks_ns.get(*index).copied()).collect();
         let series = Series { points_ns, tick_count: ticks_ns.len() as u64, sites: BTreeMap::new() };
         Self { kept, series, entry_count: 0 }
     }
 
+    /// The point at which a value of the tick with index `tick` shows first: at or after the tick.
+    pub(super) fn point(&self, tick: usize) -> u16 {
+        u16::try_from(self.kept.partition_point(|kept| *kept < tick)).unwrap_or(u16::MAX)
+    }
+
     /// Adds a sample of the tick with index `tick`. Returns the number of entries kept so far.
     pub(super) fn add(&mut self, tick: usize, site: u32, counters: SiteCounters) -> usize {
-        // A value shows first at the point at or after its tick.
-        let point = self.kept.partition_point(|kept| *kept < tick);
-        let point = u16::try_from(point).unwrap_or(u16::MAX);
+        let point = self.point(tick);
         let entries = self.series.sites.entry(site).or_default();
         match entries.last_mut() {
             Some(last) if last.0 == point => last.1 = counters,
@@ -102,6 +115,17 @@ mod tests {
         assert_eq!(sums, [0, 100, 100, 150]);
         series.add_outstanding(8, &mut sums);
         assert_eq!(sums, [0, 100, 100, 150]);
+    }
+
+    #[test]
+    fn points_are_evenly_spaced_in_time_also_where_ticks_are_not() {
+        let seconds = (0..1000).chain((1000..4000).step_by(30)).chain([3999]);
+        let times_ns: Vec<u64> = seconds.map(|second| second * 1_000_000_000).collect();
+        let kept = thinned(&times_ns);
+        assert!(kept.is_sorted_by(|a, b| a < b));
+        assert_eq!((kept.first(), kept.last()), (Some(&0), Some(&(times_ns.len() - 1))));
+        let early = kept.iter().filter(|index| **index < 1000).count();
+        assert!((70..80).contains(&early), "a quarter of the time has a quarter of 300 points: {early}");
     }
 
     #[test]

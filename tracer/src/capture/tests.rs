@@ -14,6 +14,7 @@ use super::fixture::{Recording, blocks, leaky};
 use super::{Capture, CaptureError, CaptureWriter, CreateError, FORMAT_VERSION, Finish, Overhead};
 use crate::model::EndReason;
 
+mod memory;
 mod version;
 
 fn names(dir: &Path) -> Vec<String> {
@@ -214,7 +215,7 @@ fn a_newer_version_names_both() {
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let error = Capture::open(&path).err().unwrap();
     assert!(matches!(error, CaptureError::Newer { found: 7, supported: FORMAT_VERSION, .. }));
-    assert!(error.to_string().contains("version 7") && error.to_string().contains("up to 2"), "{error}");
+    assert!(error.to_string().contains("version 7") && error.to_string().contains("up to 3"), "{error}");
 }
 
 #[test]

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, Params, params};
-use tracer_common::abi::SiteCounters;
 
 use super::begin::{open, stored, write_header, write_process};
 use super::create::{beside, remove};
+use super::memory::Written;
 use super::{CaptureError, CreateError, Header, Owner, create_file};
 use crate::model::{
     Allocator, EndReason, Frame, FrameId, LiveAge, Location, LossTally, Object, Process, ProcessEnd,
-    ProcessId, RssSample, SiteClass, Stack,
+    ProcessId, SiteClass, Stack,
 };
 
 /// Files that SQLite keeps beside a database while it is written.
@@ -24,9 +24,10 @@ const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// everything up to the last commit. After an error nothing more is written.
 pub struct CaptureWriter {
     path: PathBuf,
-    connection: Connection,
+    pub(super) connection: Connection,
     strings: HashMap<String, i64>,
-    elapsed_ns: u64,
+    pub(super) written: Written,
+    pub(super) elapsed_ns: u64,
     committed_ns: Option<u64>,
     gave_up: bool,
 }
@@ -62,6 +63,7 @@ impl CaptureWriter {
             path: path.to_path_buf(),
             connection,
             strings: HashMap::new(),
+            written: Written::new(),
             elapsed_ns: 0,
             committed_ns: None,
             gave_up: false,
@@ -119,6 +121,7 @@ impl CaptureWriter {
         elapsed_ns: u64,
         end: ProcessEnd,
     ) -> Result<(), CaptureError> {
+        self.written.forget(process);
         self.run(
             "UPDATE process SET end_ns = ?, end_reason = ? WHERE id = ?",
             params![stored(elapsed_ns), end.name(), process.0],
@@ -162,49 +165,6 @@ impl CaptureWriter {
             )?;
         }
         Ok(())
-    }
-
-    /// Adds a tick and the totals of the sites that changed since the one before. Call it every tick,
-    /// also without changes: ticks are the time axis.
-    pub fn add_samples(
-        &mut self,
-        elapsed_ns: u64,
-        samples: &[(u32, SiteCounters)],
-    ) -> Result<(), CaptureError> {
-        self.elapsed_ns = self.elapsed_ns.max(elapsed_ns);
-        self.run("INSERT INTO tick(elapsed_ns) VALUES(?)", params![stored(elapsed_ns)])?;
-        let tick = self.connection.last_insert_rowid();
-        for (site, counters) in samples {
-            self.run(
-                "INSERT OR REPLACE INTO sample VALUES(?, ?, ?, ?, ?, ?)",
-                params![
-                    tick,
-                    site,
-                    stored(counters.allocated_bytes),
-                    stored(counters.allocated_count),
-                    stored(counters.freed_bytes),
-                    stored(counters.freed_count)
-                ],
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Adds a look at a process's memory.
-    pub fn add_rss(&mut self, sample: &RssSample) -> Result<(), CaptureError> {
-        self.run(
-            "INSERT INTO rss(process, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, \
-             swap_bytes) VALUES(?, ?, ?, ?, ?, ?, ?)",
-            params![
-                sample.process.0,
-                stored(sample.elapsed_ns),
-                stored(sample.rss_bytes),
-                sample.anonymous_bytes.map(stored),
-                sample.file_bytes.map(stored),
-                sample.shared_bytes.map(stored),
-                sample.swap_bytes.map(stored)
-            ],
-        )
     }
 
     /// Replaces the loss ledger.
@@ -287,7 +247,7 @@ impl CaptureWriter {
     }
 
     /// Id of a string, which is stored when it is seen first.
-    fn intern(&mut self, value: Option<&str>) -> Result<Option<i64>, CaptureError> {
+    pub(super) fn intern(&mut self, value: Option<&str>) -> Result<Option<i64>, CaptureError> {
         let Some(value) = value else { return Ok(None) };
         if let Some(id) = self.strings.get(value) {
             return Ok(Some(*id));
@@ -303,7 +263,7 @@ impl CaptureWriter {
     }
 
     /// Runs a statement inside the current transaction.
-    fn run(&mut self, sql: &str, values: impl Params) -> Result<(), CaptureError> {
+    pub(super) fn run(&mut self, sql: &str, values: impl Params) -> Result<(), CaptureError> {
         self.check_usable()?;
         let done = begin(&self.connection)
             .and_then(|()| self.connection.prepare_cached(sql)?.execute(values).map(|_| ()));

@@ -85,6 +85,22 @@ impl LiveAge {
     pub const RESOLUTION_NS: u64 = 100_000_000;
 }
 
+/// Lifetimes of the freed blocks of one site, in powers of two; totals since the start of the recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Site that the blocks came from.
+    pub site: u32,
+    /// `floor(log2(lifetime in nanoseconds))`: below [`Lifetime::BUCKETS`].
+    pub bucket: u8,
+    /// Blocks.
+    pub count: u64,
+}
+
+impl Lifetime {
+    /// Buckets of nanoseconds in 64 bits.
+    pub const BUCKETS: u8 = 64;
+}
+
 /// One line of the loss ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LossTally {

@@ -90,7 +90,8 @@ pub(super) fn target_rss(capture: &Capture) -> Option<Rss> {
 /// `samples` by time.
 fn rss(samples: &[&RssSample]) -> Option<Rss> {
     let (first, last) = (samples.first()?, samples.last()?);
-    let points: Vec<_> = thinned(samples.len())
+    let times_ns: Vec<u64> = samples.iter().map(|sample| sample.elapsed_ns).collect();
+    let points: Vec<_> = thinned(&times_ns)
         .into_iter()
         .filter_map(|index| samples.get(index))
         .map(|sample| (sample.elapsed_ns as f64 / 1e9, sample.rss_bytes as f64))

@@ -97,10 +97,7 @@ impl MappedArray<SiteLifetimes> {
         let site = self.place(site)?;
         // SAFETY: see `place`.
         unsafe {
-            let mut lifetimes = SiteLifetimes {
-                last_freed_ns: ptr::read_volatile(&raw const (*site).last_freed_ns),
-                ..SiteLifetimes::default()
-            };
+            let mut lifetimes = SiteLifetimes::default();
             let counts = (&raw const (*site).counts).cast::<u64>();
             for (index, count) in lifetimes.counts.iter_mut().enumerate() {
                 *count = ptr::read_volatile(counts.add(index));

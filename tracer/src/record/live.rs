@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, os::fd::BorrowedFd};
 
-use tracer_common::abi::{LiveBlock, LiveKey};
+use tracer_common::abi::{LIFETIME_FIRST_LOG2, LiveBlock, LiveKey, SiteLifetimes};
 
-use super::{RecordError, kernel_map};
-use crate::model::LiveAge;
+use super::{
+    RecordError,
+    kernel_map::{self, MappedArray},
+};
+use crate::model::{Lifetime, LiveAge};
 
 /// Bytes and blocks of one site.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,16 @@ impl Ages {
 /// [`RecordError::MapCall`].
 pub fn read_ages(live: BorrowedFd<'_>, ages: &mut Ages) -> Result<(), RecordError> {
     kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |_, block| ages.add(block))
+}
+
+/// How long the released blocks of all sites lived.
+pub fn lifetimes(lifetimes: &MappedArray<SiteLifetimes>, last_site: u32) -> Vec<Lifetime> {
+    let rows = |site| {
+        let counts = lifetimes.get(site).map(|lifetimes| lifetimes.counts).unwrap_or_default();
+        let buckets = (LIFETIME_FIRST_LOG2 as u8..).zip(counts).filter(|(_, count)| *count > 0);
+        buckets.map(move |(bucket, count)| Lifetime { site, bucket, count })
+    };
+    (0..=last_site).flat_map(rows).collect()
 }
 
 /// Ends of address spaces that the kernel's map does not know of yet. One pass over the map serves them all.

@@ -64,9 +64,14 @@ const NO_MAPPINGS: Row = (
 );
 const MAPPING_PROGRAM_SKIPPED: Row = (
     "mapping-program-skipped",
+    false,
+    "System calls of any process on this machine that map or unmap, at which the kernel did not run the program, \
+     because another one was running on that CPU; what was missed of them is counted as mapping-unaccounted.",
+);
+const MAPPING_UNACCOUNTED: Row = (
+    "mapping-unaccounted",
     true,
-    "System calls that map or unmap at which the kernel did not run the program, because another one was running on \
-     that CPU.",
+    "Ranges that were found mapped at a look at /proc though their mapping was not seen; they are in no site.",
 );
 const MAPPING_BOOK_FULL: Row =
     ("mapping-book-full", true, "Mappings that were not booked because the process has too many.");
@@ -98,6 +103,7 @@ pub fn rows(tallies: &[(Loss, Tally)], own: &OwnLosses) -> Vec<LossTally> {
         .chain([
             row(PROGRAM_SKIPPED, own.skipped_runs),
             row(MAPPING_PROGRAM_SKIPPED, own.skipped_mapping_runs),
+            row_of(MAPPING_UNACCOUNTED, own.mappings.unaccounted),
             row_of(MAPPING_BOOK_FULL, own.mappings.full),
             row_of(SEGMENT_UNSEEN, own.mappings.unseen_segment),
             row_of(UNKNOWN_UNMAP, own.mappings.unknown_unmap),

@@ -197,7 +197,9 @@ impl Session {
                 guard = events.readable() => {
                     clear(guard);
                     self.drain_events()?;
-                    self.look_at_mappings(MappingBook::wants_look_now)?;
+                    if self.hooks.is_some() {
+                        self.look(MappingBook::wants_look_now, None)?;
+                    }
                 }
                 () = any_readable(&watches) => self.drain_watches(),
                 () = tokio::time::sleep(pause), if is_dirty => self.refresh()?,
@@ -339,11 +341,21 @@ impl Session {
 
     /// Compares the books that want it with what the kernel says. The ring is emptied before and behind.
     fn look_at_mappings(&mut self, wants: impl Fn(&MappingBook) -> bool) -> Result<(), RecordError> {
-        if self.hooks.is_none() {
-            return Ok(());
-        }
-        let wanting =
-            self.roster.alive().filter(|member| wants(&member.mappings)).map(|member| member.tgid.get());
+        let Some(hooks) = &self.hooks else { return Ok(()) };
+        let skipped = hooks.skipped_runs(&self.programs.bpf)?;
+        let has_skipped = skipped > self.losses.skipped_mapping_runs;
+        self.losses.skipped_mapping_runs = skipped;
+        self.look(|book| has_skipped || wants(book), Some(has_skipped))
+    }
+
+    /// The same; `has_skipped` is `None` where nobody has asked the kernel.
+    fn look(
+        &mut self,
+        wants: impl Fn(&MappingBook) -> bool,
+        has_skipped: Option<bool>,
+    ) -> Result<(), RecordError> {
+        let wanting = self.roster.alive().filter(|member| wants(&member.mappings));
+        let wanting = wanting.map(|member| member.tgid.get());
         let wanting: Vec<u32> = wanting.collect();
         for tgid in wanting {
             self.drain_events()?;
@@ -354,7 +366,7 @@ impl Session {
             let entries = maps::read(tgid).unwrap_or_default();
             self.drain_events()?;
             if let Some(member) = self.roster.get_mut(tgid) {
-                member.mappings.reconcile(&entries);
+                member.mappings.reconcile(&entries, has_skipped);
             }
         }
         Ok(())
@@ -426,9 +438,6 @@ impl Session {
     fn own_losses(&self) -> Result<OwnLosses, RecordError> {
         let mut own = self.losses;
         own.skipped_runs = self.programs.skipped_runs(Purpose::Trace)?;
-        if let Some(hooks) = &self.hooks {
-            own.skipped_mapping_runs = hooks.skipped_runs(&self.programs.bpf)?;
-        }
         for member in self.roster.all() {
             own.mappings.add(&member.mappings.tallies());
             // Go's own memory comes from mappings only.
@@ -477,6 +486,7 @@ impl Session {
         }
         let ages = std::mem::replace(&mut self.ages, Ages::new(0));
         self.writer.add_live_ages(&ages.into_rows())?;
+        self.writer.add_lifetimes(&live::lifetimes(&self.programs.lifetimes, self.progress.sites))?;
         for object in self.store.take_new_objects() {
             self.writer.add_object(&object)?;
         }

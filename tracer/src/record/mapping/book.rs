@@ -40,6 +40,8 @@ pub struct BookTallies {
     pub full: Tally,
     /// Shared memory segments that were detached before their length was read.
     pub unseen_segment: Tally,
+    /// Ranges that were found mapped though no event had said so.
+    pub unaccounted: Tally,
 }
 
 impl BookTallies {
@@ -50,6 +52,7 @@ impl BookTallies {
             (&mut self.healed, other.healed),
             (&mut self.full, other.full),
             (&mut self.unseen_segment, other.unseen_segment),
+            (&mut self.unaccounted, other.unaccounted),
         ] {
             sum.count += part.count;
             sum.bytes = sum.bytes.saturating_add(part.bytes);
@@ -86,6 +89,8 @@ pub struct MappingBook {
     pub(super) break_address: Option<u64>,
     pub(super) tallies: BookTallies,
     pub(super) is_stale: bool,
+    /// What was mapped and not booked at the last look; `None` before the first.
+    pub(super) unbooked: Option<Ranges>,
     /// What has changed since a look began.
     pub(super) touched: Option<Ranges>,
     events: u64,
@@ -147,6 +152,7 @@ impl MappingBook {
         self.asides.clear();
         self.new_segments.clear();
         self.break_address = None;
+        self.unbooked = None;
     }
 
     /// Totals of every site of this process.

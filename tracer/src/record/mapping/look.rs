@@ -38,8 +38,9 @@ impl MappingBook {
     }
 
     /// Takes over what the kernel says: which parts are memory, which are gone, and what they are called. `entries`
-    /// are all mappings by address; none at all means that the process is gone, and says nothing.
-    pub fn reconcile(&mut self, entries: &[MapEntry]) {
+    /// are all mappings by address; none at all means that the process is gone, and says nothing. `has_skipped`: whether
+    /// the kernel has skipped a program since the last look that was told of it, in this process or another.
+    pub fn reconcile(&mut self, entries: &[MapEntry], has_skipped: Option<bool>) {
         let touched = self.touched.take().unwrap_or_default();
         if entries.is_empty() {
             return;
@@ -65,6 +66,9 @@ impl MappingBook {
                     self.ranges.put(turned);
                 }
             }
+        }
+        if let Some(has_skipped) = has_skipped {
+            self.audit(entries, &touched, has_skipped);
         }
     }
 

@@ -5,6 +5,7 @@
 //!
 //! [`hooks`]: MappingHooks
 
+mod audit;
 mod book;
 mod error;
 mod facts;

@@ -8,10 +8,14 @@ use tracer_common::abi::{
     EventHeader, MappingEvent, MappingKind, MappingOrigin, OPERATION_BREAK, OPERATION_MAP, OPERATION_REMAP,
     OPERATION_REMAP_ENTER, OPERATION_REMAP_FAILED, OPERATION_SHM_ATTACH, OPERATION_SHM_DETACH,
     OPERATION_THREAD_EXIT, OPERATION_THREAD_START, OPERATION_UNMAP, OPERATION_UNMAP_FAILED, SiteCounters,
+    Tally,
 };
 
 use super::MappingBook;
 use crate::attach::maps::{MapEntry, parse};
+
+/// First page, the one behind the last, permissions, name.
+type Line<'a> = (u64, u64, &'a str, &'a str);
 
 const PAGE: u64 = 4096;
 const READ_WRITE: u32 = 3;
@@ -60,19 +64,21 @@ fn counters(book: &MappingBook, site: u32) -> (u64, u64, u64, u64) {
     (allocated_bytes / PAGE, allocated_count, freed_bytes / PAGE, freed_count)
 }
 
-fn entries(lines: &[(u64, u64, &str, &str)]) -> Vec<MapEntry> {
+fn entries(lines: &[Line<'_>]) -> Vec<MapEntry> {
     let text: String = lines
         .iter()
         .map(|(start, end, permissions, name)| {
             format!("{:x}-{:x} {permissions} 00000000 00:00 0 {name}\n", start * PAGE, end * PAGE)
         })
         .collect();
-    parse(text.as_bytes())
+    let mut entries = parse(text.as_bytes());
+    entries.sort_by_key(|entry| entry.start);
+    entries
 }
 
 fn look(book: &mut MappingBook, lines: &[(u64, u64, &str, &str)]) {
     book.begin_look();
-    book.reconcile(&entries(lines));
+    book.reconcile(&entries(lines), Some(false));
 }
 
 #[test]
@@ -277,7 +283,7 @@ fn what_moves_during_a_look_is_left_alone() {
     book.begin_look();
     book.apply(&remap(OPERATION_REMAP_ENTER, 1, 0, (10, 4), (0, 4)));
     book.apply(&remap(OPERATION_REMAP, 1, 0, (10, 4), (30, 4)));
-    book.reconcile(&entries(&[(10, 14, "rw-p", ""), (20, 22, "rw-p", "")]));
+    book.reconcile(&entries(&[(10, 14, "rw-p", ""), (20, 22, "rw-p", "")]), Some(false));
     assert_eq!(counters(&book, 1), (4, 1, 0, 0), "the look saw neither place");
     assert_eq!(counters(&book, 2), (4, 1, 2, 0), "untouched ranges are healed");
     assert!(book.wants_look(), "the rest is for the next look");
@@ -340,4 +346,31 @@ fn nonsense_is_survived() {
         }
     }
     look(&mut book, &[(0, 1, "rw-p", "")]);
+}
+
+#[test]
+fn what_no_event_has_mapped_is_unaccounted_for() {
+    let mut book = MappingBook::default();
+    let before: &[Line<'_>] = &[(10, 14, "r-xp", "/bin/x"), (50, 60, "rw-p", "[stack]")];
+    let look = |book: &mut MappingBook, lines: &[Line<'_>], has_skipped| {
+        book.begin_look();
+        book.reconcile(&entries(lines), Some(has_skipped));
+        book.tallies().unaccounted
+    };
+    let tally = |count, pages: u64| Tally { count, bytes: pages * 4096 };
+    assert_eq!(look(&mut book, before, true), tally(0, 0), "older than the recording");
+    map(&mut book, 1, 20, 4);
+    let grown = [before, &[(20, 24, "rw-p", ""), (45, 50, "rw-p", "[stack]")]].concat();
+    assert_eq!(look(&mut book, &grown, true), tally(0, 0), "booked; the stack grows by itself");
+    let missed = [&grown[..], &[(24, 27, "rw-p", ""), (30, 31, "rw-p", "")]].concat();
+    assert_eq!(look(&mut book, &missed, true), tally(2, 4));
+    assert_eq!(look(&mut book, &missed, true), tally(2, 4), "counted once");
+    let moved = [&missed[..], &[(33, 35, "rw-p", "")]].concat();
+    assert_eq!(look(&mut book, &moved, false), tally(2, 4), "no program was skipped: there is a reason");
+    assert_eq!(look(&mut book, &moved, true), tally(2, 4));
+    book.begin_look();
+    unmap(&mut book, 36, 1);
+    let busy = [&moved[..], &[(36, 37, "rw-p", "")]].concat();
+    book.reconcile(&entries(&busy), Some(true));
+    assert_eq!(book.tallies().unaccounted, tally(2, 4), "gone by now, or on its way");
 }
