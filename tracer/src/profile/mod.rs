@@ -8,7 +8,6 @@ mod group;
 mod merge;
 mod number;
 mod site;
-mod slope;
 #[cfg(test)]
 mod tests;
 mod totals;
@@ -22,6 +21,7 @@ use filter::Selection;
 use crate::capture::{Capture, Header, LENS_SETTING};
 use crate::model::{AllocatorId, EndReason, Frame, FrameId, Lens, Object, ObjectId, ProcessId};
 
+pub use crate::trend::{MIN_POINTS, theil_sen};
 pub use aside::SetAside;
 pub use completeness::{Broken, Completeness, StackShares};
 pub use filter::{By, Filter, ProfileError, Sort};
@@ -30,7 +30,6 @@ pub(crate) use frame::base_name;
 pub use group::{Group, GroupKey};
 pub use number::Outstanding;
 pub use site::Site;
-pub use slope::{MIN_POINTS, theil_sen};
 pub use totals::Totals;
 pub use who::{AllocatorSummary, ProcessSummary};
 pub use wrapper::is_wrapper;
