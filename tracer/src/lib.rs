@@ -3,10 +3,12 @@
 //! The modules in the order of the data's way; each imports from those before it only:
 //!
 //! ```text
-//! model → attach → unwind → symbolize → managed → capture → record → profile → report, export → cli → cmd
+//! model → trend → attach → unwind → symbolize → managed → capture → record → profile → report, export → watch → cli → cmd
 //! ```
 
 pub mod model;
+
+pub mod trend;
 
 pub mod attach;
 pub mod unwind;

@@ -140,6 +140,7 @@ fn row(capture: &Capture, number: &Number<'_>) -> Site {
         outstanding_bytes: 0,
         outstanding_count: 0,
         growth_bytes_per_s: None,
+        verdict: None,
         counters: SiteCounters::default(),
         end: stack.map_or(StackEnd::NotKept, |stack| stack.end),
         frames,

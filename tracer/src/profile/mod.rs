@@ -9,11 +9,12 @@ mod group;
 mod merge;
 mod number;
 mod site;
-mod slope;
 mod suppression;
+mod survival;
 #[cfg(test)]
 mod tests;
 mod totals;
+mod verdict;
 mod who;
 mod wrapper;
 
@@ -24,6 +25,7 @@ use filter::Selection;
 use crate::capture::{Capture, Header, LENS_SETTING};
 use crate::model::{AllocatorId, EndReason, Frame, FrameId, Lens, Object, ObjectId, ProcessId};
 
+pub use crate::trend::{MIN_POINTS, theil_sen};
 pub use aside::SetAside;
 pub use completeness::{Broken, Completeness, StackShares};
 pub use diff::{Diff, DiffRow, Match, Side};
@@ -33,9 +35,10 @@ pub(crate) use frame::base_name;
 pub use group::{Group, GroupKey};
 pub use number::Outstanding;
 pub use site::Site;
-pub use slope::{MIN_POINTS, theil_sen};
 pub use suppression::{Rule, RuleOrigin, Suppressed, SuppressionError, Suppressions};
+pub use survival::Survival;
 pub use totals::Totals;
+pub use verdict::{SiteKind, SiteVerdict};
 pub use who::{AllocatorSummary, ProcessSummary};
 pub use wrapper::is_wrapper;
 
@@ -134,6 +137,7 @@ impl Profile {
             (&capture.frames, &capture.objects),
             |site| totals::growth(&capture.series, &site.numbers).is_none_or(|growth| growth > 0.0),
         );
+        verdict::judge_sites(&capture, &mut sites);
         site::order(&mut sites, &capture.series, &filter);
         let total = |lens| totals::totals(&capture.series, sites.iter().filter(|site| site.lens == lens));
         let (totals, mapped, resident) = (total(Lens::Malloc), total(Lens::Mmap), total(Lens::Faults));

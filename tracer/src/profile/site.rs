@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use tracer_common::abi::SiteCounters;
 
 use super::totals::growth;
-use super::{Filter, Sort};
+use super::{Filter, SiteVerdict, Sort};
 use crate::capture::Series;
 use crate::model::{AllocatorId, FrameId, Lens, MemoryClass, ProcessId, StackEnd};
 
@@ -32,6 +32,8 @@ pub struct Site {
     pub outstanding_count: u64,
     /// Robust slope of the outstanding bytes of any age; `None` for fewer than three samples.
     pub growth_bytes_per_s: Option<f64>,
+    /// Whether it is a leak; `None` for sites that are too small to be judged.
+    pub verdict: Option<SiteVerdict>,
     /// Totals since the start, whatever the filter.
     pub counters: SiteCounters,
     /// Why the stack ends.

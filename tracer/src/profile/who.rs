@@ -6,7 +6,7 @@ use tracer_common::abi::SiteCounters;
 
 use super::Rss;
 use super::number::{Number, Outstanding};
-use super::slope::theil_sen;
+use super::theil_sen;
 use super::totals::add;
 use crate::capture::{Capture, Ended, thinned};
 use crate::model::{Allocator, AllocatorId, Lens, Process, ProcessId, RssSample};

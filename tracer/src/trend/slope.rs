@@ -6,8 +6,7 @@ pub const MIN_POINTS: usize = 3;
 /// Median of the slopes between all pairs of points, in `y` per `x`; `None` for fewer than
 /// [`MIN_POINTS`] points. Up to 29 % of outliers, such as a burst or a warm-up, do not move it.
 ///
-/// Costs the square of the number of points; callers thin long series
-/// ([`crate::capture::MAX_POINTS`]).
+/// Costs the square of the number of points; callers thin long series.
 pub fn theil_sen(points: &[(f64, f64)]) -> Option<f64> {
     if points.len() < MIN_POINTS {
         return None;
@@ -27,7 +26,8 @@ pub fn theil_sen(points: &[(f64, f64)]) -> Option<f64> {
     median(&mut slopes)
 }
 
-fn median(values: &mut [f64]) -> Option<f64> {
+/// Median; `values` change their order.
+pub(super) fn median(values: &mut [f64]) -> Option<f64> {
     if values.is_empty() {
         return None;
     }
