@@ -109,7 +109,7 @@ fn record(
             top: None,
             min_age: None,
             at: None,
-            sort: SortKey::Outstanding,
+            sort: SortKey::Verdict,
             by: GroupKey::Site,
             merges_processes: false,
             selection: Selection::default(),

@@ -18,6 +18,9 @@ use crate::model::{
 /// target that maps files of ever new names does not make the capture grow for ever.
 const MAX_ENTRIES: u64 = 100_000;
 
+/// Limit and use.
+type LimitValue = (u64, Option<u64>);
+
 /// What was written last.
 pub(super) struct Written {
     ticks: Pace,
@@ -30,7 +33,7 @@ pub(super) struct Written {
     ledger_rows: Budget,
     entry_count: u64,
     figures: HashMap<(ProcessId, String, String), Change<Option<u64>>>,
-    limits: HashMap<(ProcessId, String), Change<(u64, Option<u64>)>>,
+    limits: HashMap<(ProcessId, String), Change<LimitValue>>,
     figure_rows: Budget,
 }
 

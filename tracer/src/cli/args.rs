@@ -249,8 +249,8 @@ pub(super) struct ReportArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "min_age")]
     pub at: Option<Duration>,
 
-    /// What comes first: most bytes, fastest growth, most blocks
-    #[arg(long, value_name = "KEY", default_value = "outstanding", value_parser = choice!(SortKey))]
+    /// What comes first: leaks, most bytes, fastest growth, most blocks
+    #[arg(long, value_name = "KEY", default_value = "verdict", value_parser = choice!(SortKey))]
     pub sort: SortKey,
 
     /// Sum over all sites of a process, an executable, an allocator, or a class of memory

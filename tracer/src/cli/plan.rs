@@ -67,6 +67,8 @@ choices! {
 choices! {
     /// Which sites come first.
     SortKey {
+        /// Leaks, by how sure and how fast they are; then the rest by bytes.
+        Verdict = "verdict",
         /// Those that hold most unfreed bytes.
         Outstanding = "outstanding",
         /// Those that grow fastest.

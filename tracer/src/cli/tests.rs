@@ -211,7 +211,7 @@ fn the_other_commands_are_understood() {
         Action::Export(ExportPlan { file: "a.offheap".into(), format, selection, output, force })
     };
     for (line, expected) in [
-        ("report a.offheap", report(None, None, SortKey::Outstanding, ReportFormat::Table)),
+        ("report a.offheap", report(None, None, SortKey::Verdict, ReportFormat::Table)),
         (
             "report a.offheap --format json --top 3 --min-age 5s --sort growth",
             report(Some(3), age, SortKey::Growth, ReportFormat::Json),
@@ -348,7 +348,10 @@ fn every_mistake_is_one_line_that_says_what_to_do() {
         ("report x --format xml", "`--format xml` is not known; use `table` or `json`"),
         ("report x --top 0", "`--top 0`: out of range; choose from 1 to"),
         ("report x --min-age 5", "`--min-age 5`: without a unit; write `5s`"),
-        ("report x --sort size", "`--sort size` is not known; use `outstanding`, `growth` or `count`"),
+        (
+            "report x --sort size",
+            "`--sort size` is not known; use `verdict`, `outstanding`, `growth` or `count`",
+        ),
         ("export x", "missing `--format <FORMAT>`; see `offheap export --help`"),
         ("export", "missing `--format <FORMAT>` and `<FILE>`"),
         ("doctor me", "`me` is not a process id"),

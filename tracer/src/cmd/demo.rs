@@ -53,7 +53,7 @@ pub fn run(
         top: Some(5),
         min_age: None,
         at: None,
-        sort: SortKey::Outstanding,
+        sort: SortKey::Verdict,
         by: GroupKey::Site,
         merges_processes: false,
         selection: Selection::default(),

@@ -30,6 +30,7 @@ pub fn run(
         ReportFormat::Json => None,
     };
     let sort = match plan.sort {
+        SortKey::Verdict => Sort::Verdict,
         SortKey::Outstanding => Sort::Outstanding,
         SortKey::Growth => Sort::Growth,
         SortKey::Count => Sort::Count,

@@ -10,6 +10,8 @@ use crate::model::{AllocatorId, Lens, MemoryClass, ProcessId};
 /// What the sites are ranked by, the largest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sort {
+    /// Leaks first, by how sure and how fast they are; then the rest by bytes.
+    Verdict,
     /// Bytes that were not freed.
     #[default]
     Outstanding,
@@ -21,11 +23,12 @@ pub enum Sort {
 
 impl Sort {
     /// Every order.
-    pub const ALL: [Self; 3] = [Self::Outstanding, Self::Growth, Self::Count];
+    pub const ALL: [Self; 4] = [Self::Verdict, Self::Outstanding, Self::Growth, Self::Count];
 
     /// The name on the command line and in reports.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Verdict => "verdict",
             Self::Outstanding => "outstanding",
             Self::Growth => "growth",
             Self::Count => "count",

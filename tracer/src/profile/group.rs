@@ -96,7 +96,7 @@ fn order(groups: &mut [Group], capture: &Capture, filter: &Filter) {
         groups.sort_by(|a, b| {
             let growth = |group: &Group| group.growth_bytes_per_s.unwrap_or(f64::NEG_INFINITY);
             let first = match filter.sort {
-                Sort::Outstanding => std::cmp::Ordering::Equal,
+                Sort::Outstanding | Sort::Verdict => std::cmp::Ordering::Equal,
                 Sort::Growth => growth(b).total_cmp(&growth(a)),
                 Sort::Count => b.outstanding().1.cmp(&a.outstanding().1),
             };

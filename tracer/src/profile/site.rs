@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use tracer_common::abi::SiteCounters;
 
 use super::totals::growth;
-use super::{Filter, SiteVerdict, Sort};
+use super::{Filter, SiteKind, SiteVerdict, Sort};
 use crate::capture::Series;
 use crate::model::{AllocatorId, FrameId, Lens, MemoryClass, ProcessId, StackEnd};
 
@@ -72,6 +72,7 @@ fn rank(sites: &mut [Site], sort: Sort) {
     sites.sort_by(|a, b| {
         let growth = |site: &Site| site.growth_bytes_per_s.unwrap_or(f64::NEG_INFINITY);
         let first = match sort {
+            Sort::Verdict => by_verdict(a, b),
             Sort::Outstanding => std::cmp::Ordering::Equal,
             Sort::Growth => growth(b).total_cmp(&growth(a)),
             Sort::Count => b.outstanding_count.cmp(&a.outstanding_count),
@@ -81,4 +82,13 @@ fn rank(sites: &mut [Site], sort: Sort) {
     for (rank, site) in (1..).zip(sites) {
         site.rank = rank;
     }
+}
+
+/// Leaks first, the surest and fastest of them before the others.
+fn by_verdict(a: &Site, b: &Site) -> std::cmp::Ordering {
+    let weight = |site: &Site| {
+        let leak = site.verdict.as_ref().filter(|verdict| verdict.kind == SiteKind::Leak);
+        leak.map_or(-1.0, |leak| leak.confidence() * leak.growth_bytes_per_s.unwrap_or(0.0).max(0.0))
+    };
+    weight(b).total_cmp(&weight(a))
 }

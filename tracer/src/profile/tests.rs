@@ -10,6 +10,7 @@ use crate::model::StackEnd;
 
 mod diff;
 mod several;
+mod verdict;
 
 fn profile(recording: &Recording, filter: Filter) -> Profile {
     Profile::new(recording.capture(), filter).unwrap()

@@ -69,6 +69,11 @@ impl SiteVerdict {
         1.0 - self.trend.evidence.trend_p.unwrap_or(1.0).clamp(0.0, 1.0)
     }
 
+    /// Whether the recording is too short for any verdict.
+    pub fn is_too_short(&self) -> bool {
+        self.kind == SiteKind::Undetermined && self.trend.reason == Reason::TooShort
+    }
+
     /// About how much longer to watch, in seconds, where it is undetermined.
     pub fn needed_s(&self) -> Option<f64> {
         self.trend.needed_s.filter(|_| self.kind == SiteKind::Undetermined)
@@ -93,8 +98,8 @@ fn chosen(capture: &Capture, sites: &[Site]) -> BTreeSet<usize> {
         let early = values.get(middle / 2).copied().unwrap_or(0);
         values.last().copied().unwrap_or(0).saturating_sub(early)
     };
-    let keys: [Box<dyn Fn(&Site) -> u64 + '_>; 3] =
-        [Box::new(|site| site.outstanding_bytes), Box::new(|site| site.outstanding_count), Box::new(change)];
+    let keys: [&dyn Fn(&Site) -> u64; 3] =
+        [&|site| site.outstanding_bytes, &|site| site.outstanding_count, &change];
     let held: Vec<usize> =
         (0..).zip(sites).filter(|(_, site)| site.outstanding_count > 0).map(|(at, _)| at).collect();
     let mut chosen = BTreeSet::new();

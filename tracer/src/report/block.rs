@@ -1,11 +1,12 @@
 //! One site of the table: its numbers, the function that asked for the memory, and who called it.
 
 use super::escape;
+use super::evidence::evidence;
 use super::human::{counted, function, middle, percent, size};
 use super::section::{described, has_several_allocators, has_several_processes, process_name};
 use super::table::{Paint, growth};
 use crate::model::Lens;
-use crate::profile::{Profile, Site, SiteFrame, base_name};
+use crate::profile::{Profile, Site, SiteFrame, SiteKind, base_name};
 
 /// Callers shown of one site, a recursion as one; of more, the inner and the outer ones.
 const CALLERS_SHOWN: usize = 8;
@@ -38,8 +39,10 @@ fn is_same(a: &SiteFrame<'_>, b: &SiteFrame<'_>) -> bool {
 /// The lines of one site.
 pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize, paint: Paint) -> String {
     let share = percent(site.outstanding_bytes, profile.outstanding_bytes());
+    // What is the same of all is said once, in the head.
+    let verdict = site.verdict.as_ref().filter(|verdict| !verdict.is_too_short());
     let numbers = format!(
-        "{:>3}. {:>10}  {:>6}  {}, {}",
+        "{:>3}. {:>10}  {:>6}  {}, {}{}",
         site.rank,
         size(site.outstanding_bytes),
         share,
@@ -49,8 +52,15 @@ pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize
             Lens::Faults => counted(site.outstanding_count, "page", "pages"),
         },
         growth(site.growth_bytes_per_s),
+        verdict.map_or_else(String::new, |verdict| format!(", {}", verdict.kind.name())),
     );
-    let mut lines = vec![paint.bold(&middle(&numbers, width))];
+    let numbers = middle(&numbers, width);
+    let is_leak = verdict.is_some_and(|verdict| verdict.kind == SiteKind::Leak);
+    let mut lines = vec![if is_leak { paint.warning(&numbers) } else { paint.bold(&numbers) }];
+    let evidence = verdict.map(evidence).unwrap_or_default();
+    if !evidence.is_empty() {
+        lines.push(format!("     {}", paint.dim(&middle(&evidence, width.saturating_sub(5)))));
+    }
     let (context, room) = (context(profile, site), width.saturating_sub(5));
     let in_one = context.join(" · ");
     let context = if in_one.chars().count() <= room { vec![in_one] } else { context };

@@ -8,7 +8,7 @@ use super::escape;
 use super::human::{count, counted, middle, percent, seconds, size};
 use super::table::{Paint, growth};
 use crate::model::{EndReason, Lens, ProcessEnd};
-use crate::profile::{ProcessSummary, Profile, Rss, Totals};
+use crate::profile::{ProcessSummary, Profile, Rss, SiteVerdict, Totals};
 
 /// Distinct names of processes in the first line.
 const NAMES_SHOWN: usize = 5;
@@ -45,6 +45,17 @@ pub(super) fn head(text: &mut String, profile: &Profile, width: usize, paint: Pa
     }
     if !profile.suppressed.is_empty() {
         field(text, "hidden", &hidden(profile), width);
+    }
+    let too_short = profile.sites.iter().filter_map(|site| site.verdict.as_ref());
+    let too_short = too_short.filter(|verdict| verdict.is_too_short()).find_map(SiteVerdict::needed_s);
+    if let Some(needed_s) = too_short {
+        let needed_ns = (needed_s.clamp(1.0, 1e6).ceil() * 1e9) as u64;
+        field(
+            text,
+            "verdicts",
+            &format!("too few samples to tell leaks; record for {} more", seconds(needed_ns)),
+            width,
+        );
     }
     stacks(text, profile, width);
     if let Some(cost) = profile.cost {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::escape::is_deceptive;
 use super::section::{group_name, state};
 use crate::model::{EndReason, Lens, MemoryClass, Runtime, Target};
+use crate::profile::SiteVerdict;
 use crate::profile::{
     AllocatorSummary, Group, GroupKey, ProcessSummary, Profile, Rss, SetAside, Site, SiteFrame, Totals,
 };
@@ -249,7 +250,8 @@ fn site(profile: &Profile, site: &Site) -> Value {
         "pid": pid,
         "processes": site.processes.iter().map(|id| id.0).collect::<Vec<_>>(),
         "allocator": allocator.map(|row| &row.allocator.name),
-        "verdict": null,
+        "verdict": site.verdict.as_ref().map(|verdict| verdict.kind.name()),
+        "evidence": site.verdict.as_ref().map(evidence),
         "outstanding_bytes": site.outstanding_bytes,
         "outstanding_count": site.outstanding_count,
         "growth_bytes_per_s": site.growth_bytes_per_s,
@@ -262,6 +264,31 @@ fn site(profile: &Profile, site: &Site) -> Value {
         "stack_lost": site.is_lost,
         "culprit": (!site.frames.is_empty()).then_some(site.culprit),
         "stack": profile.stack(site).map(|line| frame(&line)).collect::<Vec<_>>(),
+    })
+}
+
+fn evidence(verdict: &SiteVerdict) -> Value {
+    let trend = &verdict.trend.evidence;
+    json!({
+        "by": if verdict.by_survivors { "survivors" } else { "series" },
+        "series": verdict.trend.kind.name(),
+        "reason": verdict.trend.reason.name(),
+        "confidence": verdict.confidence(),
+        "growth_bytes_per_s": verdict.growth_bytes_per_s,
+        "needed_s": verdict.needed_s(),
+        "slope_bytes_per_s": trend.slope,
+        "slope_low_bytes_per_s": trend.interval.map(|interval| interval.0),
+        "slope_high_bytes_per_s": trend.interval.map(|interval| interval.1),
+        "trend_p": trend.trend_p,
+        "samples": trend.samples,
+        "last_freed_s": verdict.last_freed_ns.map(seconds),
+        "survival": verdict.survival.map(|survival| json!({
+            "settled_age_s": survival.settled_age_ns.map(seconds),
+            "survivors": survival.survivors,
+            "survivor_bytes": survival.survivor_bytes,
+            "freed_older": survival.freed_older,
+            "steady": survival.is_steady,
+        })),
     })
 }
 

@@ -3,6 +3,7 @@
 mod block;
 mod diff;
 mod escape;
+mod evidence;
 mod grid;
 mod head;
 pub(crate) mod human;
