@@ -7,12 +7,13 @@ use crate::model::Lens;
 use crate::profile::{Profile, Site};
 use crate::report::escape;
 
-/// Writes `root;…;leaf BYTES` for every site with outstanding bytes: blocks, and mappings that can be leaks. A
+/// Writes `root;…;leaf BYTES` for every site with outstanding bytes: blocks, and mappings that can be leaks; or
+/// resident pages, where nothing else was observed or asked for. A
 /// stack that does not reach its root begins with a frame in brackets that says why, so that it is not taken
-/// for a whole one. The leaf of a mapping says in brackets what it is. Where there are several processes,
+/// for a whole one. The leaf of a mapping or a page says in brackets what it is. Where there are several processes,
 /// each has a root frame.
 pub fn folded(profile: &Profile, mut out: impl Write) -> Result<(), ExportError> {
-    for site in profile.sites.iter().filter(|site| site.outstanding_bytes > 0) {
+    for site in profile.drawable_sites().filter(|site| site.outstanding_bytes > 0) {
         writeln!(out, "{}", line(profile, site))?;
     }
     Ok(())
@@ -30,8 +31,10 @@ pub(super) fn line(profile: &Profile, site: &Site) -> String {
         names.push(frame_name(&process(profile, site)));
     }
     names.reverse();
-    if site.lens == Lens::Mmap {
-        names.push(format!("[mapped: {}]", site.class.phrase()));
+    match site.lens {
+        Lens::Malloc => {}
+        Lens::Mmap => names.push(format!("[mapped: {}]", site.class.phrase())),
+        Lens::Faults => names.push(format!("[resident: {}]", site.class.phrase())),
     }
     format!("{} {}", names.join(";"), site.outstanding_bytes)
 }

@@ -6,6 +6,7 @@ mod grid;
 mod head;
 pub(crate) mod human;
 mod json;
+mod memory;
 mod section;
 mod table;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{TableOptions, json, json_text, table};
 use crate::capture::Capture;
-use crate::capture::fixture::{Recording, at, blocks, clean, leaky, server};
+use crate::capture::fixture::{Recording, at, blocks, clean, leaky, resident, server, watched};
 use crate::model::{Lens, StackEnd};
 use crate::profile::{By, Filter, Profile, Sort};
 
@@ -98,7 +98,23 @@ fn golden_tables_of_several_processes() {
 }
 
 #[test]
+fn golden_tables_of_resident_memory() {
+    let text = |width, recording: &Recording, filter: Filter| {
+        let options = TableOptions { width, ..PLAIN };
+        table(&Profile::new(recording.capture(), filter).unwrap(), &options)
+    };
+    assert_golden("report/golden/resident.txt", &text(100, &resident(), Filter::default()));
+    let faults = Filter { lens: Some(Lens::Faults), ..Filter::default() };
+    let by_class = Filter { by: By::Class, ..faults.clone() };
+    let filtered = [faults, by_class].map(|filter| text(80, &resident(), filter)).join("=====\n");
+    assert_golden("report/golden/resident-filters.txt", &filtered);
+    assert_golden("report/golden/watched.txt", &text(80, &watched(), Filter::default()));
+}
+
+#[test]
 fn golden_json() {
+    assert_golden("report/golden/resident.json", &json_text(&profile(&resident())));
+    assert_golden("report/golden/watched.json", &json_text(&profile(&watched())));
     assert_golden("report/golden/server.json", &json_text(&profile(&server())));
 
     assert_golden("report/golden/leaky.json", &json_text(&profile(&leaky())));
@@ -115,7 +131,7 @@ fn json_text_is_the_json() {
 
 #[test]
 fn tables_keep_to_the_width_and_carry_no_control_characters() {
-    for recording in [leaky(), clean(), crowded(), server()] {
+    for recording in [leaky(), clean(), crowded(), server(), resident(), watched()] {
         for width in [60, 80, 200] {
             let text = table(&profile(&recording), &TableOptions { width, color: false, file: None });
             for line in text.lines() {
@@ -132,7 +148,9 @@ fn reports_match_their_schema() {
     let schema: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let mut unfinished = leaky();
     unfinished.finish = None;
-    for recording in [leaky(), clean(), crowded(), server(), Recording::new(), unfinished] {
+    for recording in
+        [leaky(), clean(), crowded(), server(), resident(), watched(), Recording::new(), unfinished]
+    {
         let report = json(&profile(&recording));
         check(&schema, &report, "report").unwrap();
         let mut spoiled = report.clone();
@@ -228,7 +246,7 @@ fn digest(path: &Path) -> bool {
 fn damaged_files_never_panic() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mutated.offheap");
-    let wholes = [leaky(), server()].map(|recording| {
+    let wholes = [leaky(), server(), resident()].map(|recording| {
         let _ = fs::remove_file(&path);
         recording.write(&path);
         fs::read(&path).unwrap()
@@ -236,7 +254,7 @@ fn damaged_files_never_panic() {
     let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut readable = 0;
     for case in 0..600 {
-        let mut bytes = wholes[case / 8 % 2].clone();
+        let mut bytes = wholes[case / 8 % 3].clone();
         // From single flips to noise, all over the file or in its rows only.
         for _ in 0..1 << (case % 7) {
             let first = if case % 3 == 0 { 0 } else { 4096 };
