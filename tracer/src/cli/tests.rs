@@ -136,7 +136,7 @@ fn lenses_are_named_once_each() {
     ] {
         assert_eq!(record_plan(line).lenses, wanted, "{line}");
     }
-    assert!(complaint("record 7 --lens heap").contains("`malloc` or `mmap`"));
+    assert!(complaint("record 7 --lens heap").contains("`malloc`, `mmap` or `faults`"));
 }
 
 #[test]
@@ -205,6 +205,7 @@ fn the_other_commands_are_understood() {
         ),
         ("report --sort count a.offheap", report(None, None, SortKey::Count, ReportFormat::Table)),
         ("export a.offheap --format folded", export(ExportFormat::Folded, None, false)),
+        ("export a.offheap -f html -o -", export(ExportFormat::Html, None, false)),
         ("export a.offheap -f svg -o x.svg --force", export(ExportFormat::Svg, Some("x.svg"), true)),
         ("doctor", Action::Doctor { tgid: None, selection: AllocatorSelection::default() }),
         ("doctor 5", Action::Doctor { tgid: Some(pid(5)), selection: AllocatorSelection::default() }),

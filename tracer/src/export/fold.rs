@@ -21,22 +21,33 @@ pub fn folded(profile: &Profile, mut out: impl Write) -> Result<(), ExportError>
 
 /// One line without its end.
 pub(super) fn line(profile: &Profile, site: &Site) -> String {
-    let mut names: Vec<String> = profile.stack(site).map(|frame| frame_name(&frame.label())).collect();
-    if site.is_lost {
-        names.push("[stack lost]".into());
-    } else if !site.end.is_whole() {
-        names.push(format!("[stack breaks off: {}]", site.end.name()));
+    let mut names: Vec<String> = outer_names(profile, site).iter().map(|name| frame_name(name)).collect();
+    let first = names.len();
+    names.extend(profile.stack(site).map(|frame| frame_name(&frame.label())));
+    if let Some(stack) = names.get_mut(first..) {
+        stack.reverse();
     }
-    if profile.processes.len() > 1 && !site.is_lost {
-        names.push(frame_name(&process(profile, site)));
-    }
-    names.reverse();
     match site.lens {
         Lens::Malloc => {}
         Lens::Mmap => names.push(format!("[mapped: {}]", site.class.phrase())),
         Lens::Faults => names.push(format!("[resident: {}]", site.class.phrase())),
     }
     format!("{} {}", names.join(";"), site.outstanding_bytes)
+}
+
+/// What stands outside of the outermost frame: the process, where there are several, and why the stack is not
+/// whole. Not escaped.
+pub(super) fn outer_names(profile: &Profile, site: &Site) -> Vec<String> {
+    let mut names = Vec::new();
+    if profile.processes.len() > 1 && !site.is_lost {
+        names.push(process(profile, site));
+    }
+    if site.is_lost {
+        names.push("[stack lost]".into());
+    } else if !site.end.is_whole() {
+        names.push(format!("[stack breaks off: {}]", site.end.name()));
+    }
+    names
 }
 
 /// `node (1234)`; of merged sites how many processes there are.

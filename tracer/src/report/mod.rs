@@ -15,4 +15,5 @@ pub(crate) mod tests;
 pub use escape::escape;
 pub(crate) use head::who;
 pub use json::{SCHEMA, json, json_text};
+pub(crate) use table::warnings;
 pub use table::{DEFAULT_TABLE_SITES, TableOptions, table};

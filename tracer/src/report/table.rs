@@ -94,7 +94,7 @@ pub fn table(profile: &Profile, options: &TableOptions<'_>) -> String {
 }
 
 /// Sentences about what is missing; empty if nothing is.
-pub(super) fn warnings(profile: &Profile) -> Vec<String> {
+pub(crate) fn warnings(profile: &Profile) -> Vec<String> {
     let completeness = &profile.completeness;
     let mut warnings = Vec::new();
     if !completeness.is_finished {
