@@ -30,7 +30,7 @@ pub(super) struct Written {
     ledger_rows: Budget,
     entry_count: u64,
     figures: HashMap<(ProcessId, String, String), Change<Option<u64>>>,
-    limits: HashMap<(ProcessId, String), Change<(u64, Option<u64>)>>,
+    limits: HashMap<(ProcessId, String), Change<LimitValue>>,
     figure_rows: Budget,
 }
 
@@ -43,6 +43,9 @@ struct LedgerState {
 }
 
 type Key = (LedgerClass, Option<String>);
+
+/// A limit, and what counts against it: bytes.
+type LimitValue = (u64, Option<u64>);
 
 /// The last value of a figure that is written when it changes.
 struct Change<T> {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -25,6 +26,19 @@ const UPLOT_LICENSE: &str = include_str!("html/uplot/LICENSE");
 const SCRIPT: &str = include_str!("html/page.js");
 const STYLE: &str = include_str!("html/page.css");
 
+const STYLES: [&str; 2] = [UPLOT_STYLE, STYLE];
+const SCRIPTS: [&str; 2] = [UPLOT, SCRIPT];
+
+/// What a browser may run and load: these scripts, these styles, nothing else.
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let sources = |parts: &[&str]| parts.iter().map(|part| digest(part)).collect::<Vec<_>>().join(" ");
+    format!(
+        "default-src 'none'; base-uri 'none'; form-action 'none'; script-src {}; style-src {}",
+        sources(&SCRIPTS),
+        sources(&STYLES)
+    )
+});
+
 /// Sites in the table, of each kind.
 const SITES_SHOWN: usize = 300;
 /// Sites with a line over time, of each kind.
@@ -32,24 +46,15 @@ const SITES_DRAWN: usize = 8;
 
 /// Writes the page.
 pub fn html(profile: &Profile, mut out: impl Write) -> Result<(), ExportError> {
-    let styles = [UPLOT_STYLE, STYLE];
-    let scripts = [UPLOT, SCRIPT];
-    let sources = |parts: &[&str]| parts.iter().map(|part| digest(part)).collect::<Vec<_>>().join(" ");
     writeln!(out, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">")?;
-    writeln!(
-        out,
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; base-uri 'none'; \
-         form-action 'none'; script-src {}; style-src {}\">",
-        sources(&scripts),
-        sources(&styles)
-    )?;
+    writeln!(out, "<meta http-equiv=\"Content-Security-Policy\" content=\"{}\">", *POLICY)?;
     writeln!(out, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
     writeln!(
         out,
         "<meta name=\"referrer\" content=\"no-referrer\">\n<meta name=\"color-scheme\" content=\"light dark\">"
     )?;
     writeln!(out, "<title>offheap</title>\n<!-- uPlot:\n{UPLOT_LICENSE}-->")?;
-    for style in styles {
+    for style in STYLES {
         writeln!(out, "<style>{style}</style>")?;
     }
     writeln!(
@@ -57,7 +62,7 @@ pub fn html(profile: &Profile, mut out: impl Write) -> Result<(), ExportError> {
         "</head>\n<body>\n<noscript>This page needs JavaScript; it loads nothing from anywhere.</noscript>"
     )?;
     writeln!(out, "<script type=\"application/json\" id=\"data\">{}</script>", island(&data(profile)))?;
-    for script in scripts {
+    for script in SCRIPTS {
         writeln!(out, "<script>{script}</script>")?;
     }
     writeln!(out, "</body>\n</html>")?;

@@ -74,7 +74,7 @@ fn advised(profile: &Profile) -> Option<String> {
         }
     };
     let advice = advice(class, label, runtime).filter(|_| bytes > 0)?;
-    Some(format!("{what} grew by {}, which is no native leak: {advice}", size(bytes)))
+    Some(format!("{what} grew by {}, which is not a native leak by itself: {advice}", size(bytes)))
 }
 
 /// What runtimes and allocators say about themselves, where that was read.
@@ -147,12 +147,12 @@ pub(super) fn accounted(profile: &Profile) -> Option<String> {
     let net = rss.end_bytes.saturating_sub(rss.start_bytes);
     let rest = match seen.cmp(&net) {
         std::cmp::Ordering::Greater => {
-            format!("{} more: memory from before the recording has gone meanwhile", size(seen - net))
+            format!("the other {} took the place of memory that has gone", size(seen - net))
         }
-        std::cmp::Ordering::Equal => "the same".into(),
-        std::cmp::Ordering::Less => format!("{} was not seen by call stack", size(net - seen)),
+        std::cmp::Ordering::Equal => "these pages are all of it".into(),
+        std::cmp::Ordering::Less => format!("{} of that was not seen by call stack", size(net - seen)),
     };
-    Some(format!("{} touched while recording and resident; RSS changed by {grew}: {rest}", size(seen)))
+    Some(format!("{} with the runtime's; RSS changed by {grew}: {rest}", size(seen)))
 }
 
 /// Writes the advice.

@@ -82,11 +82,17 @@
 
   // Charts: drawn anew when the width or the colours change.
   const charts = [];
+  // Binary steps, so that labels are round.
+  const STEPS = Array.from({ length: 60 }, (_, power) => 2 ** power);
+  const span = (seconds) => {
+    if (seconds < 300) return (Number.isInteger(seconds) ? seconds : seconds.toFixed(1)) + " s";
+    return seconds < 18000 ? Math.round(seconds / 6) / 10 + " min" : Math.round(seconds / 360) / 10 + " h";
+  };
   const axes = () => {
     const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line") }, font: "11px system-ui, sans-serif" };
     return [
-      { ...axis, values: (_, values) => values.map((value) => value + " s") },
-      { ...axis, size: 70, values: (_, values) => values.map((value) => size(value)) },
+      { ...axis, values: (_, values) => values.map(span) },
+      { ...axis, size: 70, incrs: STEPS, values: (_, values) => values.map((value) => size(value)) },
     ];
   };
   const chart = (title, source, stacked, hint) => {
@@ -128,7 +134,7 @@
         hooks: { setCursor: [(self) => {
           const at = self.cursor.idx === null || self.cursor.idx === undefined ? source.seconds.length - 1 : self.cursor.idx;
           columns.forEach((column, index) => { numbers[index].textContent = size(column.bytes[at]); });
-          moment.textContent = self.cursor.idx === null || self.cursor.idx === undefined ? hint : "at " + source.seconds[at].toFixed(1) + " s";
+          moment.textContent = self.cursor.idx === null || self.cursor.idx === undefined ? hint : "at " + span(source.seconds[at]);
         }] },
       }, drawn, place);
     };
@@ -139,7 +145,7 @@
     const columns = (rows) => ({ seconds: data.lines.seconds, columns: rows });
     const parts = [
       chart("Memory of the process", data.rss, false, "values at the end; point at the picture for others"),
-      chart("Where RSS lies", data.ledger, true, "resident bytes by class, stacked"),
+      chart("Where RSS lies, over time", data.ledger, true, "resident bytes by class, stacked"),
       chart("Largest call sites: not freed", columns(data.lines.unfreed), false, "outstanding bytes"),
       chart("Largest call sites: resident", columns(data.lines.resident), false, "resident bytes of pages touched while recording"),
     ].filter(Boolean);
@@ -273,8 +279,9 @@
     el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells(row, texts))))));
 
   const ledger = () => {
-    const rows = report.rss && report.rss.ledger;
-    if (rows && rows.length) {
+    // What came and went in between is in the picture.
+    const rows = ((report.rss && report.rss.ledger) || []).filter((row) => row.bytes > 0 || row.start_bytes > 0);
+    if (rows.length) {
       main.append(el("section", { class: "card" }, el("h2", { text: "Where RSS lies" }),
         table(["resident", "share", "change", "growth", "swapped", "class", "what"],
           rows.slice(0, 60).map((row) => [size(row.bytes), share(row.bytes, rows.reduce((sum, other) => sum + other.bytes, 0)),
@@ -295,7 +302,7 @@
     if (!report.lenses.length) return;
     const rows = report.sites.map((site, index) => ({ site, label: data.labels.sites[index] }));
     const columns = [
-      ["#", (row) => row.site.rank], ["lens", (row) => row.site.lens, true], ["verdict", (row) => row.site.verdict, true],
+      ["#", (row) => row.site.rank], ["function", (row) => row.label, true], ["lens", (row) => row.site.lens, true], ["verdict", (row) => row.site.verdict, true],
       ["outstanding", (row) => row.site.outstanding_bytes, false, size], ["count", (row) => row.site.outstanding_count, false, count],
       ["growth", (row) => row.site.growth_bytes_per_s, false, rate], ["resident", (row) => row.site.resident_bytes, false, size],
       ["allocated", (row) => row.site.allocated_bytes, false, size], ["freed", (row) => row.site.freed_bytes, false, size],
@@ -324,8 +331,9 @@
         });
       }
       body.replaceChildren(...shown.map((row) => el("tr", {},
-        ...columns.map(([, key, isText, format]) => el("td", { class: isText ? "text" : null, text: format ? format(key(row)) : String(key(row) ?? "–") })),
-        el("td", { class: "name" }, el("details", {}, el("summary", { text: row.label }), stack(row.site))))));
+        ...columns.map(([title, key, isText, format]) => (title === "function"
+          ? el("td", { class: "name" }, el("details", {}, el("summary", { text: row.label }), stack(row.site)))
+          : el("td", { class: isText ? "text" : null, text: format ? format(key(row)) : String(key(row) ?? "–") }))))));
       headers.forEach((header, index) => {
         if (index === by) header.setAttribute("aria-sort", falling ? "descending" : "ascending");
         else header.removeAttribute("aria-sort");
@@ -336,7 +344,7 @@
     filter.addEventListener("input", fill);
     main.append(el("section", { class: "card" },
       el("div", { class: "row" }, el("h2", { text: "Call sites" }), filter),
-      el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...headers, el("th", { scope: "col", class: "text", text: "function (open for its stack)" }))), body)),
+      el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...headers)), body)),
       data.cut ? el("p", { class: "soft", text: count(data.cut) + " smaller call sites are in the sums and flame graphs only" }) : null));
     fill();
   };
