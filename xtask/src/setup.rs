@@ -31,6 +31,7 @@ const NEEDS: &[Need] = &[
     need("nodejs", &["node"]),
     need("libnode-dev", &["/usr/include/node/node_api.h"]),
     need("openjdk-17-jdk-headless", &["java", "javac"]),
+    need("chromium", &["chromium"]),
     need("golang-go", &["go"]),
     need("python3-dev", &["python3", "python3-config"]),
     need("libjemalloc2", &["/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"]),

@@ -18,9 +18,6 @@ use crate::model::{
 /// target that maps files of ever new names does not make the capture grow for ever.
 const MAX_ENTRIES: u64 = 100_000;
 
-/// Limit and use.
-type LimitValue = (u64, Option<u64>);
-
 /// What was written last.
 pub(super) struct Written {
     ticks: Pace,
@@ -46,6 +43,9 @@ struct LedgerState {
 }
 
 type Key = (LedgerClass, Option<String>);
+
+/// A limit, and what counts against it: bytes.
+type LimitValue = (u64, Option<u64>);
 
 /// The last value of a figure that is written when it changes.
 struct Change<T> {

@@ -299,11 +299,11 @@ pub(super) struct ExportArgs {
     /// Capture file
     pub file: PathBuf,
 
-    /// Folded stacks, or a flame graph
+    /// Form: a page for browsers, a flame graph, or the format of another tool
     #[arg(short, long, value_parser = choice!(ExportFormat))]
     pub format: ExportFormat,
 
-    /// File to write [default: standard output]
+    /// File to write; `-` is standard output [default: -]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 

@@ -113,6 +113,16 @@ choices! {
         Folded = "folded",
         /// A flame graph.
         Svg = "svg",
+        /// For `go tool pprof` and whatever else reads its format.
+        Pprof = "pprof",
+        /// For speedscope.
+        Speedscope = "speedscope",
+        /// What was measured over time, as comma-separated values.
+        Csv = "csv",
+        /// One page with everything, for a browser; it needs no network.
+        Html = "html",
+        /// The report for programs.
+        Json = "json",
     }
 }
 

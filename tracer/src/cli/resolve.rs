@@ -62,6 +62,7 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
         CommandArgs::Record(args) => Action::Record(record(*args)?),
         CommandArgs::Report(args) => Action::Report(report(args, color, width)?),
         CommandArgs::Export(ExportArgs { file, format, output, force, selection: only }) => {
+            let output = output.filter(|path| path.as_os_str() != "-");
             Action::Export(ExportPlan { file, format, selection: selection(only)?, output, force })
         }
         CommandArgs::Diff(args) => Action::Diff(diff(args, color, width)?),

@@ -218,6 +218,7 @@ fn the_other_commands_are_understood() {
         ),
         ("report --sort count a.offheap", report(None, None, SortKey::Count, ReportFormat::Table)),
         ("export a.offheap --format folded", export(ExportFormat::Folded, None, false)),
+        ("export a.offheap -f html -o -", export(ExportFormat::Html, None, false)),
         ("export a.offheap -f svg -o x.svg --force", export(ExportFormat::Svg, Some("x.svg"), true)),
         ("doctor", Action::Doctor { tgid: None, selection: AllocatorSelection::default() }),
         ("doctor 5", Action::Doctor { tgid: Some(pid(5)), selection: AllocatorSelection::default() }),

@@ -8,8 +8,9 @@ use super::ExitStatus;
 use super::report::{selected, unless_closed, warn};
 use crate::capture::{Capture, create_file};
 use crate::cli::plan::{ExportFormat, ExportPlan};
-use crate::export::{folded, svg};
+use crate::export::{csv, folded, html, pprof, speedscope, svg};
 use crate::profile::Profile;
+use crate::report::json_text;
 
 /// Writes the export to its file, or to `out`. Says on `err` where data is incomplete.
 pub fn run(
@@ -23,6 +24,11 @@ pub fn run(
     match plan.format {
         ExportFormat::Folded => folded(&profile, &mut bytes)?,
         ExportFormat::Svg => svg(&profile, &mut bytes)?,
+        ExportFormat::Pprof => pprof(&profile, &mut bytes)?,
+        ExportFormat::Speedscope => speedscope(&profile, &mut bytes)?,
+        ExportFormat::Csv => csv(&profile, &mut bytes)?,
+        ExportFormat::Html => html(&profile, &mut bytes)?,
+        ExportFormat::Json => bytes.extend(json_text(&profile).into_bytes()),
     }
     match &plan.output {
         Some(path) => create_file(path, plan.force, None)?

@@ -20,8 +20,7 @@ const SUBTITLE_WIDTH: usize = 150;
 /// Draws the flame graph: its width is outstanding bytes, its root is at the bottom.
 pub fn svg(profile: &Profile, out: impl Write) -> Result<(), ExportError> {
     let lines: Vec<String> = profile
-        .sites
-        .iter()
+        .drawable_sites()
         .filter(|site| site.outstanding_bytes > 0)
         .map(|site| line(profile, site))
         .collect();
@@ -71,7 +70,9 @@ pub fn diff_svg(diff: &Diff<'_>, out: impl Write) -> Result<(), ExportError> {
 /// What was measured.
 fn title(profile: &Profile) -> String {
     let age = profile.filter.min_age_ns.map(|age_ns| format!(" for {}", seconds(age_ns))).unwrap_or_default();
-    middle(&format!("Native memory not freed{age}: {}", who(profile)), TITLE_WIDTH)
+    let what =
+        if profile.shows_pages() { "Resident memory by who touched it" } else { "Native memory not freed" };
+    middle(&format!("{what}{age}: {}", who(profile)), TITLE_WIDTH)
 }
 
 /// How much, for how long, how complete.
@@ -88,10 +89,15 @@ fn subtitle(profile: &Profile) -> String {
         size(mapped.outstanding_bytes),
         counted(mapped.outstanding_count, "mapping", "mappings")
     );
+    let resident = || {
+        let pages = counted(profile.resident.outstanding_count, "page", "pages");
+        format!("{} resident in {pages}", size(profile.resident.outstanding_bytes))
+    };
     let amount = match profile.filter.lens {
+        _ if profile.shows_pages() => resident(),
         Some(Lens::Malloc) => blocks,
         Some(Lens::Mmap) => mappings,
-        Some(Lens::Faults) => format!("{} resident", size(profile.resident.outstanding_bytes)),
+        Some(Lens::Faults) => resident(),
         None if mapped.outstanding_count == 0 => blocks,
         None => format!("{blocks}, {mappings}"),
     };
@@ -101,9 +107,11 @@ fn subtitle(profile: &Profile) -> String {
         percent(stacks.whole, stacks.total),
         counted(stacks.total, "stack", "stacks"),
     );
-    if profile.sites.len() < profile.totals.sites + mapped.sites {
-        subtitle
-            .push_str(&format!(", largest {} only", counted(profile.sites.len() as u64, "site", "sites")));
+    let drawn = profile.drawable_sites().count();
+    let all =
+        if profile.shows_pages() { profile.resident.sites } else { profile.totals.sites + mapped.sites };
+    if drawn < all {
+        subtitle.push_str(&format!(", largest {} only", counted(drawn as u64, "site", "sites")));
     }
     let completeness = &profile.completeness;
     if !completeness.is_finished {

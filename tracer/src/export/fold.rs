@@ -7,12 +7,13 @@ use crate::model::Lens;
 use crate::profile::{Diff, DiffRow, Profile, Site};
 use crate::report::escape;
 
-/// Writes `root;…;leaf BYTES` for every site with outstanding bytes: blocks, and mappings that can be leaks. A
+/// Writes `root;…;leaf BYTES` for every site with outstanding bytes: blocks, and mappings that can be leaks; or
+/// resident pages, where nothing else was observed or asked for. A
 /// stack that does not reach its root begins with a frame in brackets that says why, so that it is not taken
-/// for a whole one. The leaf of a mapping says in brackets what it is. Where there are several processes,
+/// for a whole one. The leaf of a mapping or a page says in brackets what it is. Where there are several processes,
 /// each has a root frame.
 pub fn folded(profile: &Profile, mut out: impl Write) -> Result<(), ExportError> {
-    for site in profile.sites.iter().filter(|site| site.outstanding_bytes > 0) {
+    for site in profile.drawable_sites().filter(|site| site.outstanding_bytes > 0) {
         writeln!(out, "{}", line(profile, site))?;
     }
     Ok(())
@@ -43,20 +44,33 @@ pub(super) fn diff_lines(diff: &Diff<'_>) -> Vec<String> {
 
 /// The frames of a site, root first, separated by semicolons.
 fn stack_names(profile: &Profile, site: &Site) -> String {
-    let mut names: Vec<String> = profile.stack(site).map(|frame| frame_name(&frame.label())).collect();
+    let mut names: Vec<String> = outer_names(profile, site).iter().map(|name| frame_name(name)).collect();
+    let first = names.len();
+    names.extend(profile.stack(site).map(|frame| frame_name(&frame.label())));
+    if let Some(stack) = names.get_mut(first..) {
+        stack.reverse();
+    }
+    match site.lens {
+        Lens::Malloc => {}
+        Lens::Mmap => names.push(format!("[mapped: {}]", site.class.phrase())),
+        Lens::Faults => names.push(format!("[resident: {}]", site.class.phrase())),
+    }
+    names.join(";")
+}
+
+/// What stands outside of the outermost frame: the process, where there are several, and why the stack is not
+/// whole. Not escaped.
+pub(super) fn outer_names(profile: &Profile, site: &Site) -> Vec<String> {
+    let mut names = Vec::new();
+    if profile.processes.len() > 1 && !site.is_lost {
+        names.push(process(profile, site));
+    }
     if site.is_lost {
         names.push("[stack lost]".into());
     } else if !site.end.is_whole() {
         names.push(format!("[stack breaks off: {}]", site.end.name()));
     }
-    if profile.processes.len() > 1 && !site.is_lost {
-        names.push(frame_name(&process(profile, site)));
-    }
-    names.reverse();
-    if site.lens == Lens::Mmap {
-        names.push(format!("[mapped: {}]", site.class.phrase()));
-    }
-    names.join(";")
+    names
 }
 
 /// `node (1234)`; of merged sites how many processes there are.

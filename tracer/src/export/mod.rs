@@ -1,14 +1,25 @@
-//! Other tools' formats: folded stacks, flame graph.
+//! Other tools' formats: folded stacks, flame graphs, pprof, speedscope, comma-separated values; and a page of everything.
 
+mod csv;
 mod flame;
 mod fold;
+mod html;
+mod pprof;
+mod speedscope;
+#[cfg(test)]
+mod tests;
+mod tree;
 
 use std::io;
 
 use thiserror::Error;
 
+pub use csv::csv;
 pub use flame::{diff_svg, svg};
 pub use fold::{diff_folded, folded};
+pub use html::html;
+pub use pprof::pprof;
+pub use speedscope::speedscope;
 
 /// Why an export was not written.
 #[derive(Debug, Error)]

@@ -40,14 +40,18 @@ pub struct Group {
     pub mapped: Totals,
     /// Resident pages by who touched them. The growth is not given.
     pub resident: Totals,
-    /// Robust slope of blocks and mappings together; `None` for fewer than three samples.
+    /// Robust slope of blocks and mappings together, or of resident pages where it has nothing else; `None` for fewer
+    /// than three samples.
     pub growth_bytes_per_s: Option<f64>,
     numbers: Vec<u32>,
 }
 
 impl Group {
-    /// Blocks and mappings together, bytes and count.
+    /// Blocks and mappings together, or resident pages where it has nothing else: bytes and count.
     pub fn outstanding(&self) -> (u64, u64) {
+        if self.unfreed.sites + self.mapped.sites == 0 {
+            return (self.resident.outstanding_bytes, self.resident.outstanding_count);
+        }
         (
             self.unfreed.outstanding_bytes.saturating_add(self.mapped.outstanding_bytes),
             self.unfreed.outstanding_count.saturating_add(self.mapped.outstanding_count),
@@ -82,7 +86,10 @@ pub(super) fn fold(capture: &Capture, sites: &[Site], filter: &Filter) -> (Vec<G
             Lens::Mmap => group.mapped.add(site),
             Lens::Faults => group.resident.add(site),
         }
-        group.numbers.extend_from_slice(&site.numbers);
+        // Sites of pages come after all others.
+        if site.lens != Lens::Faults || group.unfreed.sites + group.mapped.sites == 0 {
+            group.numbers.extend_from_slice(&site.numbers);
+        }
     }
     order(&mut groups, capture, filter);
     let outstanding = groups.iter().filter(|group| group.outstanding().1 > 0).count();

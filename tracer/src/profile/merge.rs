@@ -7,6 +7,7 @@ use tracer_common::abi::{Loss, SiteCounters};
 use super::frame::expand;
 use super::number::{Number, Outstanding};
 use super::totals::add;
+use super::wrapper::is_toucher;
 use super::{Site, is_wrapper};
 use crate::capture::Capture;
 use crate::model::{AllocatorId, FrameId, Lens, MemoryClass, ProcessId, StackEnd};
@@ -116,6 +117,8 @@ fn fill(site: &mut Site, number: &Number<'_>) {
     let mut sum = Outstanding { bytes: site.outstanding_bytes, count: site.outstanding_count };
     sum.add(number.outstanding);
     (site.outstanding_bytes, site.outstanding_count) = (sum.bytes, sum.count);
+    site.resident_bytes =
+        site.resident_bytes.zip(number.resident_bytes).map(|(sum, bytes)| sum.saturating_add(bytes));
     add(&mut site.counters, &number.counters);
 }
 
@@ -123,8 +126,10 @@ fn fill(site: &mut Site, number: &Number<'_>) {
 fn row(capture: &Capture, number: &Number<'_>) -> Site {
     let stack = number.stack;
     let frames = stack.map(|stack| stack.frames.clone()).unwrap_or_default();
+    let is_passed =
+        |function: &str| is_wrapper(function) || (number.lens == Lens::Faults && is_toucher(function));
     let culprit = expand(&frames, &capture.frames, &capture.objects)
-        .position(|frame| !frame.location.function.as_deref().is_some_and(is_wrapper))
+        .position(|frame| !frame.location.function.as_deref().is_some_and(is_passed))
         .unwrap_or(0);
     let is_stack_loss =
         |loss: &&Loss| capture.losses.iter().any(|tally| tally.count > 0 && tally.reason == loss.name());
@@ -139,6 +144,7 @@ fn row(capture: &Capture, number: &Number<'_>) -> Site {
         numbers: Vec::new(),
         outstanding_bytes: 0,
         outstanding_count: 0,
+        resident_bytes: Some(0),
         growth_bytes_per_s: None,
         verdict: None,
         counters: SiteCounters::default(),

@@ -6,6 +6,7 @@ mod diff;
 mod filter;
 mod frame;
 mod group;
+mod memory;
 mod merge;
 mod number;
 mod site;
@@ -22,8 +23,10 @@ use std::collections::HashMap;
 
 use filter::Selection;
 
-use crate::capture::{Capture, Header, LENS_SETTING};
-use crate::model::{AllocatorId, EndReason, Frame, FrameId, Lens, Object, ObjectId, ProcessId};
+use crate::capture::{Capture, Header, LENS_SETTING, Series};
+use crate::model::{
+    AllocatorId, EndReason, Frame, FrameId, Ledger, Lens, MemoryLimit, Object, ObjectId, ProcessId, RssSample,
+};
 
 pub use crate::trend::{MIN_POINTS, theil_sen};
 pub use aside::SetAside;
@@ -33,6 +36,7 @@ pub use filter::{By, Filter, ProfileError, Sort};
 pub use frame::SiteFrame;
 pub(crate) use frame::base_name;
 pub use group::{Group, GroupKey};
+pub use memory::{FigureSummary, LedgerLine, LedgerSummary, advice};
 pub use number::Outstanding;
 pub use site::Site;
 pub use suppression::{Rule, RuleOrigin, Suppressed, SuppressionError, Suppressions};
@@ -98,9 +102,17 @@ pub struct Profile {
     pub totals: Totals,
     /// Mappings that can be leaks: sums over all such sites that the filter takes, also those that were cut.
     pub mapped: Totals,
-    /// Resident pages: sums over all sites of the lens `faults` that the filter takes, also those that were cut.
+    /// Resident pages: sums over all sites of the lens `faults` that the filter takes, also those that were cut; without
+    /// the memory of runtimes.
     pub resident: Totals,
-    /// Sites in order, after the filter: blocks, and mappings that can be leaks.
+    /// Resident pages of every class, whatever the filter: bytes.
+    pub touched_bytes: u64,
+    /// Figures of runtimes.
+    pub figures: Vec<FigureSummary>,
+    /// Limits, the one with the least room first.
+    pub limits: Vec<MemoryLimit>,
+    /// Sites in order, after the filter: blocks, and mappings that can be leaks; then resident pages, with ranks of
+    /// their own.
     pub sites: Vec<Site>,
     /// Sites summed as the filter says; empty where it does not.
     pub groups: Vec<Group>,
@@ -116,6 +128,9 @@ pub struct Profile {
     pub filter: Filter,
     frames: HashMap<FrameId, Frame>,
     objects: HashMap<ObjectId, Object>,
+    series: Series,
+    rss_samples: Vec<RssSample>,
+    ledgers: Vec<Ledger>,
 }
 
 impl Profile {
@@ -128,7 +143,9 @@ impl Profile {
         let mut sites = merge::merge(&capture, &numbers, merges);
         let completeness = completeness::fold(&capture, &sites);
         sites.retain(|site| {
-            let is_wanted = filter.class.map_or_else(|| site.class.can_leak(), |class| site.class == class);
+            let is_wanted = filter
+                .class
+                .map_or_else(|| !number::is_set_aside(site.lens, site.class), |class| site.class == class);
             is_wanted && selection.takes_site(site)
         });
         let suppressed = suppression::suppress(
@@ -145,7 +162,11 @@ impl Profile {
             numbers.iter().filter(|number| number.is_set_aside() && selection.takes_number(number));
         let set_aside = aside::fold(&capture.series, set_aside);
         let (groups, groups_outstanding) = group::fold(&capture, &sites, &filter);
-        sites.truncate(filter.top.unwrap_or(usize::MAX));
+        let touched_bytes = numbers
+            .iter()
+            .filter(|number| number.lens == Lens::Faults)
+            .fold(0u64, |sum, number| sum.saturating_add(number.outstanding.bytes));
+        sites.retain(|site| filter.top.is_none_or(|top| site.rank <= top));
         let seconds = elapsed_ns as f64 / 1e9;
         let cost = capture.overhead.filter(|_| elapsed_ns > 0).map(|overhead| Cost {
             probe_hits_per_s: overhead.probe_hits as f64 / seconds,
@@ -167,6 +188,9 @@ impl Profile {
             totals,
             mapped,
             resident,
+            touched_bytes,
+            figures: memory::figures(&capture),
+            limits: memory::limits(&capture),
             sites,
             groups,
             groups_outstanding,
@@ -177,6 +201,9 @@ impl Profile {
             header: capture.header,
             frames: capture.frames,
             objects: capture.objects,
+            series: capture.series,
+            rss_samples: capture.rss,
+            ledgers: capture.ledgers,
         })
     }
 
@@ -210,6 +237,59 @@ impl Profile {
     /// Whether memory was observed in this way: what was not is not known, and not 0.
     pub fn has_lens(&self, lens: Lens) -> bool {
         self.lenses.contains(&lens)
+    }
+
+    /// Whether sites of this lens are in the sums of blocks and mappings. A page that was touched lies in a block or a
+    /// mapping: what one lens shows of it must not be added to what another does.
+    pub fn is_counted(lens: Lens) -> bool {
+        lens != Lens::Faults
+    }
+
+    /// The sites that one picture can show, since their bytes can be added: resident pages where nothing else was
+    /// observed or asked for, else blocks and mappings.
+    pub fn drawable_sites(&self) -> impl Iterator<Item = &Site> {
+        let shows_pages = self.shows_pages();
+        self.sites.iter().filter(move |site| Self::is_counted(site.lens) != shows_pages)
+    }
+
+    /// Whether a picture of everything shows resident pages.
+    pub fn shows_pages(&self) -> bool {
+        let wanted = self.filter.lens.or(match self.lenses.as_slice() {
+            [only] => Some(*only),
+            _ => None,
+        });
+        wanted == Some(Lens::Faults)
+    }
+
+    /// Ledger of the target, of its last program that has one.
+    pub fn ledger(&self) -> Option<&LedgerSummary> {
+        let tgid = self.header.target.tgid;
+        let mut of_target = self.processes.iter().rev().filter(|row| row.process.target.tgid == tgid);
+        of_target.find_map(|row| row.ledger.as_ref())
+    }
+
+    /// Times of the points of the series of all sites, since the start.
+    pub fn points_ns(&self) -> &[u64] {
+        &self.series.points_ns
+    }
+
+    /// Outstanding bytes of a site, of any age, at every point.
+    pub fn outstanding_series(&self, site: &Site) -> Vec<u64> {
+        let mut bytes = vec![0; self.series.points_ns.len()];
+        for number in &site.numbers {
+            self.series.add_outstanding(*number, &mut bytes);
+        }
+        bytes
+    }
+
+    /// Every look at the memory of the processes.
+    pub fn rss_samples(&self) -> &[RssSample] {
+        &self.rss_samples
+    }
+
+    /// Every look at where the memory of the processes lies.
+    pub fn ledger_looks(&self) -> &[Ledger] {
+        &self.ledgers
     }
 
     /// Whether the exit status must say that data is incomplete.

@@ -34,6 +34,8 @@ pub(super) struct Number<'a> {
     pub label: Option<&'a str>,
     /// Of the age the filter asks for.
     pub outstanding: Outstanding,
+    /// How much of what is outstanding is resident; `None` where that was not measured.
+    pub resident_bytes: Option<u64>,
     /// Whatever the filter.
     pub counters: SiteCounters,
 }
@@ -41,7 +43,18 @@ pub(super) struct Number<'a> {
 impl Number<'_> {
     /// Whether it belongs to an allocator or a runtime and is no leak.
     pub(super) fn is_set_aside(&self) -> bool {
-        !self.class.can_leak()
+        is_set_aside(self.lens, self.class)
+    }
+}
+
+/// Whether such memory is shown apart and no leak. Each page is counted once, so pages of an arena are no second
+/// count of anything; those of a runtime are still its own affair.
+pub(super) const fn is_set_aside(lens: Lens, class: MemoryClass) -> bool {
+    match lens {
+        Lens::Malloc | Lens::Mmap => !class.can_leak(),
+        Lens::Faults => {
+            matches!(class, MemoryClass::ManagedHeap | MemoryClass::JitCode | MemoryClass::RuntimeInternal)
+        }
     }
 }
 
@@ -66,7 +79,14 @@ pub(super) fn numbers(
                 count: counters.allocated_count.saturating_sub(counters.freed_count),
             };
             let (lens, class, label) = class(capture, number, stack);
-            Number { number, stack, lens, class, label, outstanding, counters }
+            let measured = || capture.residents.get(&number)?.last().map(|entry| entry.1);
+            let resident_bytes = match lens {
+                Lens::Faults => Some(outstanding.bytes),
+                // Nothing is there that could be resident, where anything was measured.
+                _ if outstanding.count == 0 && !capture.residents.is_empty() => Some(0),
+                _ => measured().map(|bytes| bytes.min(outstanding.bytes)),
+            };
+            Number { number, stack, lens, class, label, outstanding, resident_bytes, counters }
         })
         .collect();
     if let Some(min_age_ns) = min_age_ns {
@@ -77,6 +97,8 @@ pub(super) fn numbers(
         let aged = aged(capture, min_age_ns, elapsed_ns);
         for number in numbers.iter_mut().filter(|number| number.lens == Lens::Malloc) {
             number.outstanding = aged.get(&number.number).copied().unwrap_or_default();
+            // It was measured of all blocks together.
+            number.resident_bytes = None;
         }
     }
     Ok(numbers)

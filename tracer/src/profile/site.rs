@@ -12,7 +12,7 @@ use crate::model::{AllocatorId, FrameId, Lens, MemoryClass, ProcessId, StackEnd}
 /// All that was allocated, or mapped, by one stack.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Site {
-    /// From 1, in the order of the filter.
+    /// From 1, in the order of the filter; resident pages have ranks of their own.
     pub rank: usize,
     /// How it was observed.
     pub lens: Lens,
@@ -30,6 +30,8 @@ pub struct Site {
     pub outstanding_bytes: u64,
     /// Blocks or mappings that were not freed, of the age the filter asks for.
     pub outstanding_count: u64,
+    /// How much of what is outstanding is resident; `None` where that was not measured, and with a minimum age.
+    pub resident_bytes: Option<u64>,
     /// Robust slope of the outstanding bytes of any age; `None` for fewer than three samples.
     pub growth_bytes_per_s: Option<f64>,
     /// Whether it is a leak; `None` for sites that are too small to be judged.
@@ -55,7 +57,7 @@ pub(super) fn order(sites: &mut [Site], series: &Series, filter: &Filter) {
     if filter.sort != Sort::Growth {
         rank(sites, filter.sort);
     }
-    for site in sites.iter_mut().take(kept) {
+    for site in sites.iter_mut().filter(|site| site.rank <= kept) {
         site.growth_bytes_per_s = growth(series, &site.numbers);
     }
     if filter.sort == Sort::Growth {
@@ -77,9 +79,12 @@ fn rank(sites: &mut [Site], sort: Sort) {
             Sort::Growth => growth(b).total_cmp(&growth(a)),
             Sort::Count => b.outstanding_count.cmp(&a.outstanding_count),
         };
-        first.then_with(|| rest(a).cmp(&rest(b)))
+        let is_page = |site: &Site| site.lens == Lens::Faults;
+        is_page(a).cmp(&is_page(b)).then(first).then_with(|| rest(a).cmp(&rest(b)))
     });
-    for (rank, site) in (1..).zip(sites) {
+    let pages = sites.partition_point(|site| site.lens != Lens::Faults);
+    let (others, pages) = sites.split_at_mut(pages);
+    for (rank, site) in (1..).zip(others).chain((1..).zip(pages)) {
         site.rank = rank;
     }
 }

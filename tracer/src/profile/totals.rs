@@ -19,6 +19,8 @@ pub struct Totals {
     pub outstanding_count: u64,
     /// Robust slope of the sum; `None` for fewer than three samples.
     pub growth_bytes_per_s: Option<f64>,
+    /// How much of what is outstanding is resident; `None` where that was not measured of all of it.
+    pub resident_bytes: Option<u64>,
     /// Totals since the start.
     pub counters: SiteCounters,
 }
@@ -28,6 +30,9 @@ impl Totals {
     pub(super) fn add(&mut self, site: &Site) {
         let mut sum = Outstanding { bytes: self.outstanding_bytes, count: self.outstanding_count };
         sum.add(Outstanding { bytes: site.outstanding_bytes, count: site.outstanding_count });
+        let resident_bytes = if self.sites == 0 { Some(0) } else { self.resident_bytes };
+        self.resident_bytes =
+            resident_bytes.zip(site.resident_bytes).map(|(sum, bytes)| sum.saturating_add(bytes));
         self.sites += 1;
         self.sites_outstanding += usize::from(site.outstanding_count > 0);
         (self.outstanding_bytes, self.outstanding_count) = (sum.bytes, sum.count);

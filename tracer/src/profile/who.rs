@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use tracer_common::abi::SiteCounters;
 
 use super::Rss;
+use super::memory::{LedgerSummary, ledgers};
 use super::number::{Number, Outstanding};
 use super::theil_sen;
 use super::totals::add;
@@ -24,6 +25,10 @@ pub struct ProcessSummary {
     pub unfreed: Outstanding,
     /// Mappings that can be leaks.
     pub mapped: Outstanding,
+    /// Pages that were touched first while recording and are resident, without those of runtimes.
+    pub resident: Outstanding,
+    /// Where its memory lies; `None` where that was not looked at.
+    pub ledger: Option<LedgerSummary>,
 }
 
 /// One allocator.
@@ -38,24 +43,34 @@ pub struct AllocatorSummary {
 }
 
 pub(super) fn processes(capture: &Capture, numbers: &[Number<'_>]) -> Vec<ProcessSummary> {
-    let mut sums: HashMap<ProcessId, (Outstanding, Outstanding)> = HashMap::new();
+    let mut sums: HashMap<ProcessId, [Outstanding; 3]> = HashMap::new();
     for number in numbers.iter().filter(|number| !number.is_set_aside()) {
         let Some(stack) = number.stack else { continue };
-        let (unfreed, mapped) = sums.entry(stack.process).or_default();
+        let [unfreed, mapped, resident] = sums.entry(stack.process).or_default();
         match number.lens {
             Lens::Malloc => unfreed.add(number.outstanding),
             Lens::Mmap => mapped.add(number.outstanding),
-            Lens::Faults => {}
+            Lens::Faults => resident.add(number.outstanding),
         }
     }
     let mut samples: HashMap<ProcessId, Vec<&RssSample>> = HashMap::new();
     for sample in &capture.rss {
         samples.entry(sample.process).or_default().push(sample);
     }
+    let ledgers = ledgers(capture);
     let summary = |row: &crate::capture::ProcessRow| {
-        let (unfreed, mapped) = sums.get(&row.process.id).copied().unwrap_or_default();
+        let [unfreed, mapped, resident] = sums.get(&row.process.id).copied().unwrap_or_default();
+        let ledger = ledgers.get(&row.process.id).cloned();
         let rss = samples.get(&row.process.id).and_then(|samples| rss(samples));
-        ProcessSummary { process: row.process.clone(), ended: row.ended, rss, unfreed, mapped }
+        ProcessSummary {
+            process: row.process.clone(),
+            ended: row.ended,
+            rss,
+            unfreed,
+            mapped,
+            resident,
+            ledger,
+        }
     };
     capture.processes.iter().map(summary).collect()
 }

@@ -194,6 +194,20 @@ pub fn is_wrapper(function: &str) -> bool {
     })
 }
 
+/// Whether the demangled function only touches memory for somebody else: functions of the C library that fill
+/// and copy, under the names of all their variants.
+pub fn is_toucher(function: &str) -> bool {
+    const FILLING: [&str; 9] =
+        ["memset", "memcpy", "memmove", "mempcpy", "bzero", "strcpy", "stpcpy", "strncpy", "strcat"];
+    const VARIANTS: [&str; 6] = ["_avx", "_sse", "_ssse3", "_evex", "_erms", "_chk"];
+    let name = bare_name(function);
+    let name = name.trim_start_matches('_');
+    FILLING
+        .iter()
+        .filter_map(|start| name.strip_prefix(start))
+        .any(|rest| rest.is_empty() || VARIANTS.iter().any(|variant| rest.starts_with(variant)))
+}
+
 /// A demangled name without return type, template arguments, parameters and suffixes of the compiler.
 pub fn bare_name(function: &str) -> Cow<'_, str> {
     // `<alloc::alloc::Global as core::alloc::Allocator>::allocate`: the type stands for its method.
@@ -235,6 +249,17 @@ pub fn bare_name(function: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_fills_memory_for_others_is_passed_by() {
+        for name in ["memset", "__memset_avx2_unaligned_erms", "__memmove_avx_unaligned", "memcpy@GLIBC_2.14"]
+        {
+            assert!(is_toucher(name), "{name}");
+        }
+        for name in ["memset_pool::run", "my_memset", "memory", "memsets", "fill_scratch(unsigned long)"] {
+            assert!(!is_toucher(name), "{name}");
+        }
+    }
 
     #[test]
     fn wrappers_are_recognised_in_every_spelling() {

@@ -38,11 +38,20 @@ fn is_same(a: &SiteFrame<'_>, b: &SiteFrame<'_>) -> bool {
 
 /// The lines of one site.
 pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize, paint: Paint) -> String {
-    let share = percent(site.outstanding_bytes, profile.outstanding_bytes());
     // What is the same of all is said once, in the head.
     let verdict = site.verdict.as_ref().filter(|verdict| !verdict.is_too_short());
+    let all = match site.lens {
+        Lens::Faults => profile.resident.outstanding_bytes,
+        Lens::Malloc | Lens::Mmap => profile.outstanding_bytes(),
+    };
+    let share = percent(site.outstanding_bytes, all);
+    // Of pages everything is resident.
+    let resident = match site.resident_bytes {
+        Some(bytes) if site.lens != Lens::Faults => format!(", {} resident", size(bytes)),
+        _ => String::new(),
+    };
     let numbers = format!(
-        "{:>3}. {:>10}  {:>6}  {}, {}{}",
+        "{:>3}. {:>10}  {:>6}  {}{resident}, {}{}",
         site.rank,
         size(site.outstanding_bytes),
         share,
@@ -132,8 +141,11 @@ pub(super) fn stack(
 /// What a mapping is for; where there are several, the allocator and the process. Safe to print.
 fn context(profile: &Profile, site: &Site) -> Vec<String> {
     let mut parts = Vec::new();
-    if site.lens == Lens::Mmap {
-        parts.push(format!("mapped: {}", described(site.class, site.label.as_deref().into_iter())));
+    let what = || described(site.class, site.label.as_deref().into_iter());
+    match site.lens {
+        Lens::Malloc => {}
+        Lens::Mmap => parts.push(format!("mapped: {}", what())),
+        Lens::Faults => parts.push(format!("in: {}", what())),
     }
     let allocator = site.allocator.and_then(|id| profile.allocator(id));
     if let Some(row) = allocator.filter(|_| has_several_allocators(profile)) {

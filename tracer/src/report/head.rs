@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
-use super::escape;
 use super::human::{count, counted, middle, percent, seconds, size};
 use super::table::{Paint, growth};
+use super::{escape, memory};
 use crate::model::{EndReason, Lens, ProcessEnd};
 use crate::profile::{ProcessSummary, Profile, Rss, SiteVerdict, Totals};
 
@@ -20,7 +20,7 @@ pub(super) fn head(text: &mut String, profile: &Profile, width: usize, paint: Pa
     let cmdline = target.cmdline.join(" ");
     field(text, "command", &middle(&escape(&cmdline), width - 10), width);
     field(text, "recorded", &recorded(profile), width);
-    let mut rss = profile.rss.map_or_else(|| "not read".into(), |rss| memory(&rss));
+    let mut rss = profile.rss.map_or_else(|| "not read".into(), |rss| start_and_end(&rss));
     if process_count(profile) > 1 {
         let _ = write!(rss, " (pid {} alone)", target.tgid);
     }
@@ -28,36 +28,10 @@ pub(super) fn head(text: &mut String, profile: &Profile, width: usize, paint: Pa
     if let Some(only) = only(profile) {
         field(text, "only", &only, width);
     }
-    let lens = profile.filter.lens;
-    if lens != Some(Lens::Mmap) {
-        let mut unfreed = amount(&profile.totals, ("block", "blocks"));
-        if let Some(age_ns) = profile.filter.min_age_ns {
-            let _ = write!(unfreed, "; blocks older than {}, growth of any age", seconds(age_ns));
-        }
-        field(text, "unfreed", &unfreed, width);
+    if let Some(limit) = profile.limits.first() {
+        field(text, "limit", &memory::limit(limit), width);
     }
-    if lens == Some(Lens::Mmap) || profile.mapped.sites > 0 {
-        let mut mapped = amount(&profile.mapped, ("mapping", "mappings"));
-        if profile.filter.min_age_ns.is_some() {
-            mapped.push_str("; of any age");
-        }
-        field(text, "mapped", &mapped, width);
-    }
-    if !profile.suppressed.is_empty() {
-        field(text, "hidden", &hidden(profile), width);
-    }
-    let too_short = profile.sites.iter().filter_map(|site| site.verdict.as_ref());
-    let too_short = too_short.filter(|verdict| verdict.is_too_short()).find_map(SiteVerdict::needed_s);
-    if let Some(needed_s) = too_short {
-        let needed_ns = (needed_s.clamp(1.0, 1e6).ceil() * 1e9) as u64;
-        field(
-            text,
-            "verdicts",
-            &format!("too few samples to tell leaks; record for {} more", seconds(needed_ns)),
-            width,
-        );
-    }
-    stacks(text, profile, width);
+    sums(text, profile, width);
     if let Some(cost) = profile.cost {
         let cpu =
             cost.probe_cpu_percent.map(|percent| format!(", {percent:.1} % of a CPU")).unwrap_or_default();
@@ -90,6 +64,46 @@ fn hidden(profile: &Profile) -> String {
     }
     let sites = counted(sites as u64, "call site", "call sites");
     format!("{} at {sites}, suppressed by {}", size(profile.suppressed_bytes()), rules.join(", "))
+}
+
+/// What each lens found.
+fn sums(text: &mut String, profile: &Profile, width: usize) {
+    let is_wanted = |lens| profile.has_lens(lens) && profile.filter.lens.is_none_or(|only| only == lens);
+    if is_wanted(Lens::Malloc) {
+        let mut unfreed = amount(&profile.totals, ("block", "blocks"));
+        if let Some(age_ns) = profile.filter.min_age_ns {
+            let _ = write!(unfreed, "; blocks older than {}, growth of any age", seconds(age_ns));
+        }
+        field(text, "unfreed", &unfreed, width);
+    }
+    if profile.filter.lens == Some(Lens::Mmap) || profile.mapped.sites > 0 {
+        let mut mapped = amount(&profile.mapped, ("mapping", "mappings"));
+        if profile.filter.min_age_ns.is_some() {
+            mapped.push_str("; of any age");
+        }
+        field(text, "mapped", &mapped, width);
+    }
+    if is_wanted(Lens::Faults) {
+        field(text, "resident", &amount(&profile.resident, ("page", "pages")), width);
+        if let Some(accounted) = memory::accounted(profile) {
+            field(text, "", &accounted, width);
+        }
+    }
+    if !profile.suppressed.is_empty() {
+        field(text, "hidden", &hidden(profile), width);
+    }
+    let too_short = profile.sites.iter().filter_map(|site| site.verdict.as_ref());
+    let too_short = too_short.filter(|verdict| verdict.is_too_short()).find_map(SiteVerdict::needed_s);
+    if let Some(needed_s) = too_short {
+        let needed_ns = (needed_s.clamp(1.0, 1e6).ceil() * 1e9) as u64;
+        let said = format!("too few samples to tell leaks; record for {} more", seconds(needed_ns));
+        field(text, "verdicts", &said, width);
+    }
+    if profile.lenses.is_empty() {
+        field(text, "sites", "none: no call site was observed, memory was only looked at", width);
+    } else {
+        stacks(text, profile, width);
+    }
 }
 
 /// The process, or how many and which.
@@ -190,8 +204,14 @@ fn only(profile: &Profile) -> Option<String> {
 
 /// `1.0 MiB in 3 blocks at 2 call sites, +1.0 KiB/s`.
 fn amount(totals: &Totals, (one, many): (&str, &str)) -> String {
+    let resident = match (totals.resident_bytes, one) {
+        (Some(bytes), "block" | "mapping") if totals.outstanding_count > 0 => {
+            format!(" ({} of it resident)", size(bytes))
+        }
+        _ => String::new(),
+    };
     format!(
-        "{} in {} at {}, {}",
+        "{}{resident} in {} at {}, {}",
         size(totals.outstanding_bytes),
         counted(totals.outstanding_count, one, many),
         counted(totals.sites_outstanding as u64, "call site", "call sites"),
@@ -216,7 +236,7 @@ fn recorded(profile: &Profile) -> String {
     format!("{} from {start}{end}", seconds(profile.window.elapsed_ns))
 }
 
-fn memory(rss: &Rss) -> String {
+fn start_and_end(rss: &Rss) -> String {
     format!("{} → {}, {}", size(rss.start_bytes), size(rss.end_bytes), growth(rss.growth_bytes_per_s))
 }
 

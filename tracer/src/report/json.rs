@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 
 use super::escape::is_deceptive;
 use super::section::{group_name, state};
-use crate::model::{EndReason, Lens, MemoryClass, Runtime, Target};
-use crate::profile::SiteVerdict;
+use crate::model::{EndReason, Lens, MemoryClass, MemoryLimit, ProcessId, Runtime, Target};
 use crate::profile::{
-    AllocatorSummary, Group, GroupKey, ProcessSummary, Profile, Rss, SetAside, Site, SiteFrame, Totals,
+    AllocatorSummary, FigureSummary, Group, GroupKey, LedgerLine, LedgerSummary, ProcessSummary, Profile,
+    Rss, SetAside, Site, SiteFrame, SiteVerdict, Totals, advice,
 };
 
 /// Name and version of the schema.
@@ -19,6 +19,7 @@ pub fn json(profile: &Profile) -> Value {
     json!({
         "schema": SCHEMA,
         "target": target(&profile.header.target),
+        "lenses": profile.lenses.iter().map(|lens| lens.name()).collect::<Vec<_>>(),
         "window": {
             "start": start(profile.header.start_realtime_ns),
             "seconds": seconds(profile.window.elapsed_ns),
@@ -33,9 +34,11 @@ pub fn json(profile: &Profile) -> Value {
         })),
         "rss": profile.rss.map(|memory| {
             let mut memory = rss(&memory);
-            memory["ledger"] = Value::Null;
+            memory["ledger"] = profile.ledger().map(ledger).into();
             memory
         }),
+        "figures": profile.figures.iter().map(|row| figure(profile, row)).collect::<Vec<_>>(),
+        "limits": profile.limits.iter().map(|row| limit(profile, row)).collect::<Vec<_>>(),
         "verdict": null,
         "filter": {
             "sort": profile.filter.sort.name(),
@@ -98,6 +101,48 @@ fn rss(rss: &Rss) -> Value {
     })
 }
 
+fn ledger(summary: &LedgerSummary) -> Value {
+    let line = |line: &LedgerLine| {
+        json!({
+            "class": line.row.class.name(),
+            "label": line.row.label,
+            "bytes": line.row.rss_bytes,
+            "start_bytes": line.start_bytes,
+            "growth_bytes_per_s": line.growth_bytes_per_s,
+            "mapping_count": line.row.mapping_count,
+            "size_bytes": line.row.size_bytes,
+            "pss_bytes": line.row.pss_bytes,
+            "swap_bytes": line.row.swap_bytes,
+        })
+    };
+    summary.lines.iter().map(line).collect()
+}
+
+fn pid(profile: &Profile, process: ProcessId) -> Option<u32> {
+    profile.process(process).map(|row| row.process.target.tgid)
+}
+
+fn figure(profile: &Profile, row: &FigureSummary) -> Value {
+    json!({
+        "process": row.last.process.0,
+        "pid": pid(profile, row.last.process),
+        "source": row.last.source,
+        "name": row.last.name,
+        "bytes": row.last.bytes,
+        "start_bytes": row.start_bytes,
+    })
+}
+
+fn limit(profile: &Profile, row: &MemoryLimit) -> Value {
+    json!({
+        "process": row.process.0,
+        "pid": pid(profile, row.process),
+        "source": row.source,
+        "limit_bytes": row.limit_bytes,
+        "used_bytes": row.used_bytes,
+    })
+}
+
 fn runtime(runtime: &Runtime) -> Value {
     json!({ "name": runtime.name, "version": runtime.version })
 }
@@ -124,11 +169,17 @@ fn process(profile: &Profile, row: &ProcessSummary) -> Value {
         "state": state(row),
         "start_s": seconds(row.process.start_ns),
         "end_s": row.ended.map(|ended| seconds(ended.elapsed_ns)),
-        "rss": row.rss.as_ref().map(rss),
+        "rss": row.rss.as_ref().map(|memory| {
+            let mut memory = rss(memory);
+            memory["ledger"] = row.ledger.as_ref().map(ledger).into();
+            memory
+        }),
         "outstanding_bytes": row.unfreed.bytes,
         "outstanding_count": row.unfreed.count,
         "mapped_bytes": has_mappings.then_some(row.mapped.bytes),
         "mapped_count": has_mappings.then_some(row.mapped.count),
+        "resident_bytes": profile.has_lens(Lens::Faults).then_some(row.resident.bytes),
+        "resident_count": profile.has_lens(Lens::Faults).then_some(row.resident.count),
     });
     if let (Some(process), Value::Object(more)) = (process.as_object_mut(), more) {
         process.extend(more);
@@ -163,9 +214,11 @@ fn totals(profile: &Profile) -> Value {
             "allocated_count": totals.counters.allocated_count,
             "freed_bytes": totals.counters.freed_bytes,
             "freed_count": totals.counters.freed_count,
+            "resident_bytes": totals.resident_bytes,
         })
     };
     let mut totals = sums(&profile.totals);
+    totals["resident"] = profile.has_lens(Lens::Faults).then(|| sums(&profile.resident)).into();
     totals["mapped"] = profile.has_lens(Lens::Mmap).then(|| sums(&profile.mapped)).into();
     totals
 }
@@ -180,27 +233,32 @@ fn group(profile: &Profile, group: &Group) -> Value {
         GroupKey::Class(class) => (None, class.name().to_owned()),
         key => (None, group_name(profile, key)),
     };
-    let has_mappings = profile.has_lens(Lens::Mmap);
+    let (has_mappings, has_pages) = (profile.has_lens(Lens::Mmap), profile.has_lens(Lens::Faults));
     let pid = process.and_then(|id| profile.process(id)).map(|row| row.process.target.tgid);
     json!({
         "rank": group.rank,
         "name": name,
         "process": process.map(|id| id.0),
         "pid": pid,
-        "sites": group.unfreed.sites + group.mapped.sites,
+        "sites": group.unfreed.sites + group.mapped.sites + group.resident.sites,
         "outstanding_bytes": group.unfreed.outstanding_bytes,
         "outstanding_count": group.unfreed.outstanding_count,
         "mapped_bytes": has_mappings.then_some(group.mapped.outstanding_bytes),
         "mapped_count": has_mappings.then_some(group.mapped.outstanding_count),
+        "resident_bytes": has_pages.then_some(group.resident.outstanding_bytes),
+        "resident_count": has_pages.then_some(group.resident.outstanding_count),
         "growth_bytes_per_s": group.growth_bytes_per_s,
     })
 }
 
 fn set_aside(profile: &Profile, row: &SetAside) -> Value {
     let allocator = row.allocator.and_then(|id| profile.allocator(id));
+    let runtime = profile.header.target.runtime.as_ref().map(|runtime| runtime.name.as_str());
     json!({
+        "lens": row.lens.name(),
         "class": row.class.name(),
         "label": row.label,
+        "advice": advice(row.class.name(), row.label.as_deref(), runtime),
         "allocator": allocator.map(|row| &row.allocator.name),
         "outstanding_bytes": row.outstanding.bytes,
         "outstanding_count": row.outstanding.count,
@@ -259,7 +317,7 @@ fn site(profile: &Profile, site: &Site) -> Value {
         "allocated_count": site.counters.allocated_count,
         "freed_bytes": site.counters.freed_bytes,
         "freed_count": site.counters.freed_count,
-        "resident_bytes": null,
+        "resident_bytes": site.resident_bytes,
         "stack_end": site.end.name(),
         "stack_lost": site.is_lost,
         "culprit": (!site.frames.is_empty()).then_some(site.culprit),

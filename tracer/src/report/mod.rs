@@ -8,6 +8,7 @@ mod grid;
 mod head;
 pub(crate) mod human;
 mod json;
+mod memory;
 mod section;
 mod table;
 #[cfg(test)]
@@ -17,4 +18,5 @@ pub use diff::{DEFAULT_DIFF_ROWS, diff_json, diff_table};
 pub use escape::escape;
 pub(crate) use head::who;
 pub use json::{SCHEMA, json, json_text};
+pub(crate) use table::warnings;
 pub use table::{DEFAULT_TABLE_SITES, TableOptions, table};

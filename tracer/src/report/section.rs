@@ -4,7 +4,7 @@ use super::escape;
 use super::grid::{Column, lines};
 use super::human::{count, counted, middle, percent, size};
 use super::table::{Paint, growth};
-use crate::model::MemoryClass;
+use crate::model::{Lens, MemoryClass};
 use crate::profile::{
     By, Group, GroupKey, Outstanding, ProcessSummary, Profile, SetAside, Totals, base_name,
 };
@@ -17,6 +17,8 @@ const NAME_WIDTH: usize = 8;
 const GROUP_WIDTH: usize = 26;
 /// Title of what is set aside.
 const SET_ASIDE: &str = "Memory of the runtime and of allocators (not counted as leaks)";
+/// Title of the pages of runtimes.
+const RUNTIME_PAGES: &str = "Resident pages of the runtime (not counted as leaks)";
 
 /// Whether sites must say which allocator they called.
 pub(super) fn has_several_allocators(profile: &Profile) -> bool {
@@ -33,7 +35,8 @@ pub(super) fn processes(profile: &Profile, width: usize, paint: Paint) -> String
     if !has_several_processes(profile) {
         return String::new();
     }
-    let held = |row: &ProcessSummary| row.unfreed.bytes.saturating_add(row.mapped.bytes);
+    let held =
+        |row: &ProcessSummary| row.unfreed.bytes.saturating_add(row.mapped.bytes).max(row.resident.bytes);
     let mut rows: Vec<&ProcessSummary> = profile.processes.iter().collect();
     rows.sort_by_key(|row| (std::cmp::Reverse(held(row)), row.process.id));
     rows.truncate(ROWS_SHOWN);
@@ -51,10 +54,15 @@ pub(super) fn processes(profile: &Profile, width: usize, paint: Paint) -> String
         column(&|row| escape(&row.process.target.comm).into_owned()),
     ));
     columns.push(Column::word("state", column(&|row| state(row).to_owned())).dispensable(1));
-    columns.push(Column::number("unfreed", column(&|row| size(row.unfreed.bytes))));
-    columns.push(Column::number("blocks", column(&|row| count(row.unfreed.count))).dispensable(4));
+    if profile.has_lens(Lens::Malloc) {
+        columns.push(Column::number("unfreed", column(&|row| size(row.unfreed.bytes))));
+        columns.push(Column::number("blocks", column(&|row| count(row.unfreed.count))).dispensable(4));
+    }
     if profile.processes.iter().any(|row| row.mapped.count > 0) {
         columns.push(Column::number("mapped", column(&|row| size(row.mapped.bytes))));
+    }
+    if profile.has_lens(Lens::Faults) {
+        columns.push(Column::number("resident", column(&|row| size(row.resident.bytes))));
     }
     let rss = |row: &ProcessSummary| {
         row.rss.map_or_else(
@@ -98,18 +106,25 @@ pub(super) fn allocators(profile: &Profile, width: usize, paint: Paint) -> Strin
     section("allocators", columns, more(hidden, "more allocator", "more allocators"), width, paint)
 }
 
-/// What allocators and runtimes have, where they have something.
+/// What allocators and runtimes have, where they have something: mappings, then resident pages.
 pub(super) fn set_aside(profile: &Profile, width: usize, paint: Paint) -> String {
-    let mut rows: Vec<_> =
-        profile.set_aside.iter().filter(|row| row.outstanding != Outstanding::default()).collect();
+    let one = |pages: bool, title| set_aside_of(profile, pages, title, width, paint);
+    one(false, SET_ASIDE) + &one(true, RUNTIME_PAGES)
+}
+
+fn set_aside_of(profile: &Profile, pages: bool, title: &str, width: usize, paint: Paint) -> String {
+    let is_shown =
+        |row: &&SetAside| row.outstanding != Outstanding::default() && (row.lens == Lens::Faults) == pages;
+    let mut rows: Vec<_> = profile.set_aside.iter().filter(is_shown).collect();
     if rows.is_empty() {
         return String::new();
     }
     let hidden = rows.len().saturating_sub(ROWS_SHOWN);
     rows.truncate(ROWS_SHOWN);
-    let mappings = |row: &SetAside| match (row.class, row.outstanding.count) {
-        (MemoryClass::BrkHeap, _) => String::new(),
-        (_, mappings) => counted(mappings, "mapping", "mappings"),
+    let mappings = |row: &SetAside| match (row.lens, row.class, row.outstanding.count) {
+        (Lens::Faults, _, pages) => counted(pages, "page", "pages"),
+        (_, MemoryClass::BrkHeap, _) => String::new(),
+        (_, _, mappings) => counted(mappings, "mapping", "mappings"),
     };
     let column = |cell: &dyn Fn(&SetAside) -> String| rows.iter().map(|row| cell(row)).collect();
     let columns = vec![
@@ -118,7 +133,7 @@ pub(super) fn set_aside(profile: &Profile, width: usize, paint: Paint) -> String
         Column::word("", column(&|row| growth(row.growth_bytes_per_s))).dispensable(1),
         Column::name("", 2 * NAME_WIDTH, column(&|row| what(profile, row))),
     ];
-    section(SET_ASIDE, columns, more(hidden, "more kind", "more kinds"), width, paint)
+    section(title, columns, more(hidden, "more kind", "more kinds"), width, paint)
 }
 
 /// Class, allocator, and what else is known.
@@ -148,7 +163,10 @@ pub(super) fn groups(profile: &Profile, width: usize, paint: Paint) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let all = profile.outstanding_bytes();
+    let all = match profile.outstanding_bytes() {
+        0 => profile.resident.outstanding_bytes,
+        all => all,
+    };
     let column = |cell: &dyn Fn(&Group) -> String| rows.iter().map(|row| cell(row)).collect::<Vec<_>>();
     let mut columns = vec![Column::number("", column(&|row| format!("{}.", row.rank)))];
     if rows.iter().any(|row| row.unfreed.outstanding_count > 0) {
@@ -158,6 +176,9 @@ pub(super) fn groups(profile: &Profile, width: usize, paint: Paint) -> String {
     }
     if rows.iter().any(|row| row.mapped.outstanding_count > 0) {
         columns.push(Column::number("mapped", column(&|row| size(row.mapped.outstanding_bytes))));
+    }
+    if rows.iter().any(|row| row.resident.outstanding_count > 0) {
+        columns.push(Column::number("resident", column(&|row| size(row.resident.outstanding_bytes))));
     }
     columns.push(Column::number("share", column(&|row| percent(row.outstanding().0, all))).dispensable(2));
     columns.push(Column::word("growth", column(&|row| growth(row.growth_bytes_per_s))).dispensable(1));
@@ -189,11 +210,17 @@ pub(super) fn process_name(profile: &Profile, ids: &[crate::model::ProcessId]) -
     }
 }
 
-fn more(hidden: usize, one: &str, many: &str) -> Option<String> {
+pub(super) fn more(hidden: usize, one: &str, many: &str) -> Option<String> {
     (hidden > 0).then(|| format!("… and {}", counted(hidden as u64, one, many)))
 }
 
-fn section(title: &str, columns: Vec<Column>, more: Option<String>, width: usize, paint: Paint) -> String {
+pub(super) fn section(
+    title: &str,
+    columns: Vec<Column>,
+    more: Option<String>,
+    width: usize,
+    paint: Paint,
+) -> String {
     let has_titles = columns.iter().any(|column| !column.title.is_empty());
     let mut text = format!("{}\n", paint.bold(&middle(title, width)));
     for (index, line) in lines(columns, 2, width).iter().enumerate() {

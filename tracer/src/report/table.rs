@@ -3,8 +3,9 @@
 use super::block::{blocks, shared_frames};
 use super::head::{head, line, wrapped};
 use super::human::{counted, rate, size};
-use super::{escape, section};
-use crate::profile::{By, Profile};
+use super::{escape, memory, section};
+use crate::model::Lens;
+use crate::profile::{By, Profile, Site};
 
 /// Sites that a table shows where the user did not say.
 pub const DEFAULT_TABLE_SITES: usize = 10;
@@ -64,9 +65,12 @@ pub fn table(profile: &Profile, options: &TableOptions<'_>) -> String {
         text.push('\n');
     }
     head(&mut text, profile, width, paint);
+    text.push_str(&memory::ledger(profile, width, paint));
+    text.push_str(&memory::figures(profile, width, paint));
     text.push_str(&section::processes(profile, width, paint));
     text.push_str(&section::allocators(profile, width, paint));
     match profile.filter.by {
+        _ if profile.lenses.is_empty() => {}
         By::Site => sites(&mut text, profile, width, paint),
         _ => groups(&mut text, profile, width, paint),
     }
@@ -74,9 +78,17 @@ pub fn table(profile: &Profile, options: &TableOptions<'_>) -> String {
     for hint in &profile.hints {
         line(&mut text, &wrapped(&format!("hint: {}", escape(hint)), width, "      ", str::to_owned));
     }
-    if let Some(file) = options.file.filter(|_| profile.sites_outstanding() > 0) {
+    memory::write_advice(&mut text, profile, width);
+    if options.file.is_some() && profile.lenses.is_empty() {
+        let pid = profile.header.target.tgid;
+        line(&mut text, &format!("next: sudo offheap record {pid} --lens faults"));
+    }
+    let found = profile.sites_outstanding() + profile.resident.sites_outstanding;
+    if let Some(file) = options.file.filter(|_| found > 0) {
         let file = quoted(file);
-        line(&mut text, &format!("next: offheap export {file} --format svg -o flame.svg"));
+        let lens = if profile.shows_pages() && profile.lenses.len() > 1 { " --lens faults" } else { "" };
+        line(&mut text, &format!("next: offheap export {file} --format html -o report.html"));
+        line(&mut text, &format!("      offheap export {file}{lens} --format svg -o flame.svg"));
         if profile.filter.min_age_ns.is_none() && profile.totals.outstanding_count > 0 {
             line(&mut text, &format!("      offheap report {file} --min-age 5s"));
         }
@@ -86,7 +98,7 @@ pub fn table(profile: &Profile, options: &TableOptions<'_>) -> String {
 }
 
 /// Sentences about what is missing; empty if nothing is.
-pub(super) fn warnings(profile: &Profile) -> Vec<String> {
+pub(crate) fn warnings(profile: &Profile) -> Vec<String> {
     let completeness = &profile.completeness;
     let mut warnings = Vec::new();
     if !completeness.is_finished {
@@ -112,19 +124,51 @@ pub(super) fn growth(bytes_per_s: Option<f64>) -> String {
 }
 
 fn sites(text: &mut String, profile: &Profile, width: usize, paint: Paint) {
-    let shown: Vec<_> = profile.sites.iter().filter(|site| site.outstanding_count > 0).collect();
+    let is_mapped = profile.mapped.sites_outstanding > 0;
+    let (what, outstanding) = (if is_mapped { "memory" } else { "blocks" }, profile.sites_outstanding());
+    let wanted = |lens| profile.filter.lens.is_none_or(|only| only == lens);
+    let has_pages = profile.has_lens(Lens::Faults) && wanted(Lens::Faults);
+    let has_others =
+        [Lens::Malloc, Lens::Mmap].into_iter().any(|lens| profile.has_lens(lens) && wanted(lens));
+    if has_others {
+        let title = has_pages.then_some("Not freed, by who allocated it");
+        site_list(text, profile, false, title, (outstanding, what, "outstanding"), (width, paint));
+    }
+    if has_pages {
+        let title = Some("Resident, by who touched it first");
+        let outstanding = profile.resident.sites_outstanding;
+        site_list(text, profile, true, title, (outstanding, "pages", "resident"), (width, paint));
+    }
+}
+
+/// The sites of resident pages, or all others: `outstanding` there are, with `what` in `state`.
+fn site_list(
+    text: &mut String,
+    profile: &Profile,
+    pages: bool,
+    title: Option<&str>,
+    (outstanding, what, state): (usize, &str, &str),
+    (width, paint): (usize, Paint),
+) {
+    let is_shown = |site: &&Site| site.outstanding_count > 0 && (site.lens == Lens::Faults) == pages;
+    let shown: Vec<_> = profile.sites.iter().filter(is_shown).collect();
+    if let Some(title) = title {
+        line(text, &paint.bold(title));
+    }
     let shared = shared_frames(profile, &shown);
     for site in &shown {
         text.push_str(&blocks(profile, site, shared, width, paint));
         text.push('\n');
     }
-    let more = profile.sites_outstanding().saturating_sub(shown.len());
-    if shown.is_empty() && more == 0 {
+    let more = outstanding.saturating_sub(shown.len());
+    if shown.is_empty() && more == 0 && pages {
+        line(text, "Nothing touched while recording is resident.");
+        text.push('\n');
+    } else if shown.is_empty() && more == 0 {
         nothing(text);
     } else if more > 0 {
         let sites = counted(more as u64, "more call site has", "more call sites have");
-        let what = if profile.mapped.sites_outstanding > 0 { "memory" } else { "blocks" };
-        line(text, &paint.dim(&format!("{sites} {what} outstanding (--top)")));
+        line(text, &paint.dim(&format!("{sites} {what} {state} (--top)")));
         text.push('\n');
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{TableOptions, json, json_text, table};
 use crate::capture::Capture;
-use crate::capture::fixture::{Recording, at, blocks, clean, leaky, server};
+use crate::capture::fixture::{Recording, at, blocks, clean, leaky, resident, server, watched};
 use crate::model::{Lens, StackEnd};
 use crate::profile::{By, Filter, Profile, Sort};
 
@@ -98,7 +98,23 @@ fn golden_tables_of_several_processes() {
 }
 
 #[test]
+fn golden_tables_of_resident_memory() {
+    let text = |width, recording: &Recording, filter: Filter| {
+        let options = TableOptions { width, ..PLAIN };
+        table(&Profile::new(recording.capture(), filter).unwrap(), &options)
+    };
+    assert_golden("report/golden/resident.txt", &text(100, &resident(), Filter::default()));
+    let faults = Filter { lens: Some(Lens::Faults), ..Filter::default() };
+    let by_class = Filter { by: By::Class, ..faults.clone() };
+    let filtered = [faults, by_class].map(|filter| text(80, &resident(), filter)).join("=====\n");
+    assert_golden("report/golden/resident-filters.txt", &filtered);
+    assert_golden("report/golden/watched.txt", &text(80, &watched(), Filter::default()));
+}
+
+#[test]
 fn golden_json() {
+    assert_golden("report/golden/resident.json", &json_text(&profile(&resident())));
+    assert_golden("report/golden/watched.json", &json_text(&profile(&watched())));
     assert_golden("report/golden/server.json", &json_text(&profile(&server())));
 
     assert_golden("report/golden/leaky.json", &json_text(&profile(&leaky())));
@@ -115,7 +131,7 @@ fn json_text_is_the_json() {
 
 #[test]
 fn tables_keep_to_the_width_and_carry_no_control_characters() {
-    for recording in [leaky(), clean(), crowded(), server()] {
+    for recording in [leaky(), clean(), crowded(), server(), resident(), watched()] {
         for width in [60, 80, 200] {
             let text = table(&profile(&recording), &TableOptions { width, color: false, file: None });
             for line in text.lines() {
@@ -130,76 +146,31 @@ fn tables_keep_to_the_width_and_carry_no_control_characters() {
 fn reports_match_their_schema() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/report-schema.json");
     let schema: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let schema = jsonschema::draft202012::new(&schema).unwrap();
+    let check = |report: &Value| match schema.iter_errors(report).next() {
+        Some(error) => Err(format!("{}: {error}", error.instance_path())),
+        None => Ok(()),
+    };
     let mut unfinished = leaky();
     unfinished.finish = None;
-    for recording in [leaky(), clean(), crowded(), server(), Recording::new(), unfinished] {
+    for recording in
+        [leaky(), clean(), crowded(), server(), resident(), watched(), Recording::new(), unfinished]
+    {
         let report = json(&profile(&recording));
-        check(&schema, &report, "report").unwrap();
+        check(&report).unwrap();
         let mut spoiled = report.clone();
         spoiled["schema"] = "offheap.report/2".into();
-        assert!(check(&schema, &spoiled, "report").is_err());
+        assert!(check(&spoiled).is_err());
         let mut spoiled = report.clone();
         spoiled["surprise"] = 1.into();
-        assert!(check(&schema, &spoiled, "report").is_err());
+        assert!(check(&spoiled).is_err());
         let mut spoiled = report.clone();
         spoiled["completeness"]["complete"] = Value::Null;
-        assert!(check(&schema, &spoiled, "report").is_err());
+        assert!(check(&spoiled).is_err());
         let mut spoiled = report;
         spoiled.as_object_mut().unwrap().remove("rss");
-        assert!(check(&schema, &spoiled, "report").is_err());
+        assert!(check(&spoiled).is_err());
     }
-}
-
-/// Validates against the part of JSON Schema that the file uses; any other keyword is an error.
-fn check(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
-    let is = |name: &str| match name {
-        "object" => value.is_object(),
-        "array" => value.is_array(),
-        "string" => value.is_string(),
-        "integer" => value.is_u64() || value.is_i64(),
-        "number" => value.is_number(),
-        "boolean" => value.is_boolean(),
-        "null" => value.is_null(),
-        other => panic!("type {other} in the schema"),
-    };
-    let fail = |what: &str| Err(format!("{at}: {what}: {value}"));
-    for (keyword, rule) in schema.as_object().unwrap() {
-        match keyword.as_str() {
-            "$schema" | "$id" | "title" | "description" => {}
-            "type" => {
-                let types: Vec<_> = rule.as_array().map_or(vec![rule], |types| types.iter().collect());
-                if !types.iter().any(|name| is(name.as_str().unwrap())) {
-                    return fail("type");
-                }
-            }
-            "const" if rule != value => return fail("const"),
-            "enum" if !rule.as_array().unwrap().contains(value) => return fail("enum"),
-            "minimum" if value.as_f64().is_some_and(|number| number < rule.as_f64().unwrap()) => {
-                return fail("minimum");
-            }
-            "const" | "enum" | "minimum" => {}
-            "items" => {
-                for (index, item) in value.as_array().into_iter().flatten().enumerate() {
-                    check(rule, item, &format!("{at}[{index}]"))?;
-                }
-            }
-            "required" => {
-                let missing = |name: &&Value| value.get(name.as_str().unwrap()).is_none();
-                if value.is_object() && rule.as_array().unwrap().iter().any(|name| missing(&name)) {
-                    return fail("required");
-                }
-            }
-            "properties" => {
-                for (name, inner) in value.as_object().into_iter().flatten() {
-                    let rule = rule.get(name).ok_or_else(|| format!("{at}.{name} is not in the schema"))?;
-                    check(rule, inner, &format!("{at}.{name}"))?;
-                }
-            }
-            "additionalProperties" => assert_eq!(rule, &Value::Bool(false)),
-            other => panic!("keyword {other} in the schema"),
-        }
-    }
-    Ok(())
 }
 
 /// Everything that is done with a file, whoever wrote it.
@@ -220,6 +191,10 @@ fn digest(path: &Path) -> bool {
         crate::export::folded(&profile, &mut folded).unwrap();
         assert!(folded.split(|byte| *byte == b'\n').all(|line| line.is_empty() || line.contains(&b' ')));
         let _ = crate::export::svg(&profile, std::io::sink());
+        crate::export::pprof(&profile, std::io::sink()).unwrap();
+        crate::export::speedscope(&profile, std::io::sink()).unwrap();
+        crate::export::csv(&profile, std::io::sink()).unwrap();
+        crate::export::html(&profile, std::io::sink()).unwrap();
     }
     true
 }
@@ -228,7 +203,7 @@ fn digest(path: &Path) -> bool {
 fn damaged_files_never_panic() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mutated.offheap");
-    let wholes = [leaky(), server()].map(|recording| {
+    let wholes = [leaky(), server(), resident()].map(|recording| {
         let _ = fs::remove_file(&path);
         recording.write(&path);
         fs::read(&path).unwrap()
@@ -236,7 +211,7 @@ fn damaged_files_never_panic() {
     let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut readable = 0;
     for case in 0..600 {
-        let mut bytes = wholes[case / 8 % 2].clone();
+        let mut bytes = wholes[case / 8 % 3].clone();
         // From single flips to noise, all over the file or in its rows only.
         for _ in 0..1 << (case % 7) {
             let first = if case % 3 == 0 { 0 } else { 4096 };
