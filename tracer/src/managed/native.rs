@@ -44,7 +44,7 @@ const NAMES: &[(&str, MemoryClass, &str)] = &[
 const STACK_MAKERS: &[&str] = &["pthread_create", "__pthread_create", "allocate_stack"];
 
 /// What the mapping's name says.
-pub(super) fn by_name(name: &str) -> Option<(MemoryClass, &'static str)> {
+pub(crate) fn by_name(name: &str) -> Option<(MemoryClass, &'static str)> {
     NAMES.iter().find(|(start, ..)| name.starts_with(start)).map(|(_, class, label)| (*class, *label))
 }
 

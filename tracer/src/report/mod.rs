@@ -6,6 +6,7 @@ mod grid;
 mod head;
 pub(crate) mod human;
 mod json;
+mod rss;
 mod section;
 mod table;
 #[cfg(test)]
@@ -14,4 +15,5 @@ pub(crate) mod tests;
 pub use escape::escape;
 pub(crate) use head::who;
 pub use json::{SCHEMA, json, json_text};
+pub use rss::{RssOptions, rss_json, rss_text};
 pub use table::{DEFAULT_TABLE_SITES, TableOptions, table};
