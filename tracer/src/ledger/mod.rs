@@ -155,7 +155,7 @@ impl LedgerReader {
             "cpython" => {
                 covers_heap |= cpython::claim(context, vmas, runtime, regions.is_some(), claims, told);
             }
-            "go" => go::tell(self.tgid, context, claims, told),
+            "go" => go::tell(self.tgid, context, told),
             _ => {}
         }
         if !covers_heap {
@@ -183,7 +183,7 @@ impl LedgerReader {
     fn claim_reached(&self, context: &Context<'_>, claims: &mut Claims) {
         match self.runtime.as_ref().map(|runtime| runtime.name.as_str()) {
             Some("jvm") => jvm::claim(self.tgid, context, claims),
-            Some("go") => go::claim(self.tgid, context, claims),
+            Some("go") => go::claim(context, claims),
             _ => {}
         }
     }
