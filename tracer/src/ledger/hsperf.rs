@@ -49,7 +49,8 @@ pub(super) fn read(tgid: u32, context: &Context<'_>) -> Option<Counters> {
 fn read_file(tgid: u32) -> Option<Vec<u8>> {
     let process = procfs::process::Process::new(i32::try_from(tgid).ok()?).ok()?;
     let status = process.status().ok()?;
-    let inner = status.nspid.as_ref().and_then(|ids| ids.last().copied()).unwrap_or(i32::try_from(tgid).ok()?);
+    let inner =
+        status.nspid.as_ref().and_then(|ids| ids.last().copied()).unwrap_or(i32::try_from(tgid).ok()?);
     let folder = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     // The root itself is a link of the kernel's.
     let root = File::open(format!("/proc/{tgid}/root")).ok()?;

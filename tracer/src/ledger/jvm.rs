@@ -4,9 +4,9 @@ use super::Told;
 use super::claim::{Claims, Use};
 use super::context::Context;
 use super::hsperf;
-use crate::managed::memory::variables;
-use crate::managed::{jvm_metaspace_samples, jvm_heap_object, jvm_is_needed};
 use super::reach::{Way, holding, reached, unclaimed};
+use crate::managed::memory::variables;
+use crate::managed::{jvm_heap_object, jvm_is_needed, jvm_metaspace_samples};
 use crate::model::LedgerClass::RuntimeInternal;
 
 const SOURCE: &str = "hsperfdata";

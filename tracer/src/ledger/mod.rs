@@ -21,6 +21,7 @@ mod glibc;
 mod go;
 mod hsperf;
 mod jvm;
+mod nmt;
 mod pagemap;
 mod reach;
 mod rest;
@@ -43,8 +44,9 @@ use crate::managed;
 use crate::managed::memory::{Memory as _, ProcessMemory, variables};
 use crate::model::{Ledger, LedgerClass, ProcessId, Runtime, RuntimeFigure};
 
-pub use self::advice::{Advice, headline};
+pub use self::advice::{Advice, headline, ours};
 pub use self::error::LedgerError;
+pub use self::nmt::native_memory;
 
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -141,7 +141,10 @@ mod tests {
         assert_eq!(presence.present_count, 3);
         assert_eq!(presence.bytes_in(0x10ff0, 0x13010), 16 + 4096 + 16);
         assert_eq!(presence.bytes_in(0x12000, 0x13000), 0);
-        assert_eq!((presence.has(0xffff), presence.has(0x13fff), presence.has(0x14000)), (false, true, false));
+        assert_eq!(
+            (presence.has(0xffff), presence.has(0x13fff), presence.has(0x14000)),
+            (false, true, false)
+        );
     }
 
     #[test]

@@ -73,7 +73,8 @@ pub(super) fn reached(
             }
         }
     }
-    let mut found: Vec<(u64, u64)> = found.into_iter().filter_map(|index| targets.get(index).copied()).collect();
+    let mut found: Vec<(u64, u64)> =
+        found.into_iter().filter_map(|index| targets.get(index).copied()).collect();
     found.sort_unstable();
     found
 }
@@ -85,7 +86,8 @@ mod tests {
 
     #[test]
     fn pointers_are_followed_as_far_as_said() {
-        let mut memory = Fake::new(&[(0x1000, 0x1000), (0x8000, 0x1000), (0x20000, 0x1000), (0x30000, 0x1000)]);
+        let mut memory =
+            Fake::new(&[(0x1000, 0x1000), (0x8000, 0x1000), (0x20000, 0x1000), (0x30000, 0x1000)]);
         memory.put(0x1010, 0x8100);
         memory.put(0x8108, 0x20040);
         memory.put(0x20048, 0x30000);

@@ -156,10 +156,22 @@ mod tests {
             ("1000-2000 r--p 0 00:00 0 [vvar_vclock]", LedgerClass::Kernel, "[vvar_vclock]"),
             ("1000-2000 --xp 0 00:00 0 [vsyscall]", LedgerClass::Kernel, "[vsyscall]"),
             ("1000-2000 rw-p 0 00:00 0 [heap]", LedgerClass::BrkHeap, "below the program break"),
-            ("1000-2000 rw-s 0 00:01 7 /memfd:a b (deleted)", LedgerClass::SharedMemory, "/memfd:a b (deleted)"),
+            (
+                "1000-2000 rw-s 0 00:01 7 /memfd:a b (deleted)",
+                LedgerClass::SharedMemory,
+                "/memfd:a b (deleted)",
+            ),
             ("1000-2000 rw-p 0 00:01 7 /memfd:x (deleted)", LedgerClass::SharedMemory, "/memfd:x (deleted)"),
-            ("1000-2000 rw-s 0 00:01 0 /SYSV00000000 (deleted)", LedgerClass::SharedMemory, "/SYSV00000000 (deleted)"),
-            ("1000-2000 rw-s 0 00:01 9 /dev/zero (deleted)", LedgerClass::SharedMemory, "/dev/zero (deleted)"),
+            (
+                "1000-2000 rw-s 0 00:01 0 /SYSV00000000 (deleted)",
+                LedgerClass::SharedMemory,
+                "/SYSV00000000 (deleted)",
+            ),
+            (
+                "1000-2000 rw-s 0 00:01 9 /dev/zero (deleted)",
+                LedgerClass::SharedMemory,
+                "/dev/zero (deleted)",
+            ),
             ("1000-2000 rw-s 0 fe:01 9 /data/db", LedgerClass::File, "/data/db"),
             ("1000-2000 r-xp 0 fe:01 9 /lib/a.so", LedgerClass::File, "/lib/a.so"),
             ("1000-2000 rw-p 0 fe:01 9 /lib/a.so", LedgerClass::File, "/lib/a.so (data)"),
@@ -180,7 +192,9 @@ mod tests {
         memory.put_bytes(0x10000, b"\x7fELF\x02\x01");
         memory.put(0x10020, 0x40);
         memory.put_bytes(0x10036, &[56, 0, 2, 0]);
-        for (at, address, in_file, in_memory) in [(0x10040, 0, 0x800, 0x800), (0x10078, 0x1f00, 0x200, 0x3000)] {
+        for (at, address, in_file, in_memory) in
+            [(0x10040, 0, 0x800, 0x800), (0x10078, 0x1f00, 0x200, 0x3000)]
+        {
             memory.put(at, 1);
             memory.put(at + 16, address);
             memory.put(at + 32, in_file);

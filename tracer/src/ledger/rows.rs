@@ -51,7 +51,9 @@ pub(super) fn parts(
         parts.extend(divide(context, vma, uses, &mut undivided_bytes));
     }
     if undivided_bytes > 0 && context.pagemap.is_some() {
-        gaps.push(format!("{undivided_bytes} bytes could not be divided by pages: they count as their mapping's largest use"));
+        gaps.push(format!(
+            "{undivided_bytes} bytes could not be divided by pages: they count as their mapping's largest use"
+        ));
     }
     parts
 }
@@ -137,7 +139,11 @@ pub(super) fn rows(parts: Vec<Part>, walk: Option<&Walk>) -> Vec<LedgerRow> {
         rows = split_arenas(rows, walk);
     }
     rows.sort_by(|a, b| {
-        (a.class, std::cmp::Reverse(a.rss_bytes), &a.label).cmp(&(b.class, std::cmp::Reverse(b.rss_bytes), &b.label))
+        (a.class, std::cmp::Reverse(a.rss_bytes), &a.label).cmp(&(
+            b.class,
+            std::cmp::Reverse(b.rss_bytes),
+            &b.label,
+        ))
     });
     bounded(rows)
 }
@@ -182,7 +188,8 @@ fn split_arenas(rows: Vec<LedgerRow>, walk: &Walk) -> Vec<LedgerRow> {
     let cached = walk.cached_bytes;
     for (label, free_bytes) in [(WHOLE_PAGES, walk.trimmable_bytes), (BETWEEN, walk.between_bytes + cached)] {
         let taken = free_bytes.min(live.rss_bytes);
-        let pss = live.pss_bytes.map(|pss| u128::from(pss) * u128::from(taken) / u128::from(live.rss_bytes.max(1)));
+        let pss =
+            live.pss_bytes.map(|pss| u128::from(pss) * u128::from(taken) / u128::from(live.rss_bytes.max(1)));
         let pss = pss.and_then(|pss| u64::try_from(pss).ok());
         live.rss_bytes -= taken;
         live.size_bytes = live.size_bytes.saturating_sub(taken);

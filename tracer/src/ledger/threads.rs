@@ -75,12 +75,7 @@ fn stack_pointer(syscall: &str) -> Option<u64> {
 }
 
 /// Claims the stacks that glibc's lists know. `rtld_global` is the address of the variable.
-pub(super) fn claim_listed(
-    memory: &impl Memory,
-    rtld_global: u64,
-    threads: &[Thread],
-    claims: &mut Claims,
-) {
+pub(super) fn claim_listed(memory: &impl Memory, rtld_global: u64, threads: &[Thread], claims: &mut Claims) {
     let by_inner: HashMap<u32, &Thread> = threads.iter().map(|thread| (thread.inner_tid, thread)).collect();
     for head in heads(memory, rtld_global) {
         let mut element = memory.word(head);

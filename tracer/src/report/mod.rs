@@ -15,5 +15,5 @@ pub(crate) mod tests;
 pub use escape::escape;
 pub(crate) use head::who;
 pub use json::{SCHEMA, json, json_text};
-pub use rss::{RssOptions, rss_json, rss_text};
+pub use rss::{RSS_SCHEMA, RssOptions, rss_json, rss_text};
 pub use table::{DEFAULT_TABLE_SITES, TableOptions, table};

@@ -194,7 +194,7 @@ pub(in crate::ledger) fn find_settings(bytes: &[u8], break_start: u64) -> Option
         // From `sbrk_base` back to `n_mmaps`, and to `trim_threshold`.
         form(36, 96).or_else(|| form(32, 72))
     };
-    (0..bytes.len() as u64 / 8).map(|index| 8 * index).find_map(|at| {
-        (word(bytes, at)? == break_start).then(|| at_base(at)).flatten()
-    })
+    (0..bytes.len() as u64 / 8)
+        .map(|index| 8 * index)
+        .find_map(|at| (word(bytes, at)? == break_start).then(|| at_base(at)).flatten())
 }

@@ -118,9 +118,7 @@ pub(super) fn claim(
     let break_heap = context.entries.iter().find(|entry| entry.name == b"[heap]");
     let settings = break_heap.and_then(|heap| {
         let start = heap.start;
-        data(context)
-            .into_iter()
-            .find_map(|range| layout::find_settings(&bytes_of(&memory, range), start))
+        data(context).into_iter().find_map(|range| layout::find_settings(&bytes_of(&memory, range), start))
     });
     let mut heaps = heaps(&memory, context.entries, &arenas);
     let heap_count = heaps.len() as u64;
@@ -250,7 +248,8 @@ fn claim_mapped(context: &mut Context<'_>, vmas: &[Vma], claims: &mut Claims) {
             .map(|(start, end, _)| (start, end))
             .collect();
         for (start, end) in free {
-            let presence = if context.is_deep && vma.rss_bytes > 0 { context.presence(start, end) } else { None };
+            let presence =
+                if context.is_deep && vma.rss_bytes > 0 { context.presence(start, end) } else { None };
             for (start, end) in mapped::blocks(&memory, start, end, presence.as_ref()) {
                 claims.add(start, end, &what);
             }

@@ -106,7 +106,12 @@ impl<M: Memory> Window<'_, M> {
 }
 
 /// Passes the chunks of one heap. `budget` is how many chunks may still be passed.
-pub(in crate::ledger) fn walk(memory: &impl Memory, presence: &Presence, heap: Heap, budget: &mut u64) -> Walk {
+pub(in crate::ledger) fn walk(
+    memory: &impl Memory,
+    presence: &Presence,
+    heap: Heap,
+    budget: &mut u64,
+) -> Walk {
     let mut window = Window { memory, presence, start: 0, bytes: Vec::new() };
     let mut walk = Walk::default();
     let mut at = heap.first;
@@ -192,7 +197,9 @@ impl Walk {
 /// Bytes of the chunks that a thread's cache holds, if the chunk is one: as many counters as lists, each list as long as
 /// its counter says, and every element of the size that its list is for.
 fn cached(memory: &impl Memory, chunk: u64, size_bytes: u64) -> u64 {
-    let Some((_, counter_bytes)) = CACHE_CHUNKS.iter().find(|(size, _)| *size == size_bytes) else { return 0 };
+    let Some((_, counter_bytes)) = CACHE_CHUNKS.iter().find(|(size, _)| *size == size_bytes) else {
+        return 0;
+    };
     let mut bytes = vec![0; usize::try_from(size_bytes).unwrap_or(0)];
     if !memory.read(chunk, &mut bytes) {
         return 0;
@@ -229,7 +236,8 @@ fn cached(memory: &impl Memory, chunk: u64, size_bytes: u64) -> u64 {
 /// The address that a link means: plain before 2.32, since then exclusive-or with its own place, shifted by a page.
 fn unmask(stored: u64, place: u64, memory: &impl Memory) -> u64 {
     let disguised = stored ^ (place >> 12);
-    let is_chunk = |at: u64| at.is_multiple_of(16) && at.checked_sub(8).is_some_and(|at| memory.word(at).is_some());
+    let is_chunk =
+        |at: u64| at.is_multiple_of(16) && at.checked_sub(8).is_some_and(|at| memory.word(at).is_some());
     if is_chunk(disguised) { disguised } else { stored }
 }
 
@@ -261,7 +269,8 @@ pub(in crate::ledger) fn fast(memory: &impl Memory, fastbins: &[u64]) -> u64 {
 /// The same for links of fast bins, which lead to the chunk and not to its memory.
 fn unmask_chunk(stored: u64, place: u64, memory: &impl Memory) -> u64 {
     let disguised = stored ^ (place >> 12);
-    let is_chunk = |at: u64| at.is_multiple_of(16) && at.checked_add(8).is_some_and(|at| memory.word(at).is_some());
+    let is_chunk =
+        |at: u64| at.is_multiple_of(16) && at.checked_add(8).is_some_and(|at| memory.word(at).is_some());
     if is_chunk(disguised) { disguised } else { stored }
 }
 
@@ -292,7 +301,8 @@ mod tests {
     #[test]
     fn free_and_used_bytes_are_told_apart() {
         let end = START + 0x20000;
-        let (memory, heap) = heap(&[(0x40, true), (0x5000, false), (0x30, true), (0x20, false), (0x20, true)], end);
+        let (memory, heap) =
+            heap(&[(0x40, true), (0x5000, false), (0x30, true), (0x20, false), (0x20, true)], end);
         let found = walked(&memory, &Presence::all(START, end), heap);
         assert_eq!((found.used_bytes, found.free_bytes), (0x90, 0x5020));
         assert_eq!(found.top_bytes, 0x20000 - 0x50b0);

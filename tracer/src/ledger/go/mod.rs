@@ -98,7 +98,8 @@ pub(super) fn claim(context: &Context<'_>, claims: &mut Claims) {
             let metadata = memory.word(pointer.checked_add(8 * index)?)?;
             holding(&targets, metadata).map(|_| metadata)
         };
-        let is_in_table = |at: u64| holding(&targets, at.saturating_add(ARENA_TABLE_BYTES - 8)) == holding(&targets, at);
+        let is_in_table =
+            |at: u64| holding(&targets, at.saturating_add(ARENA_TABLE_BYTES - 8)) == holding(&targets, at);
         let metadata: Vec<u64> = match is_in_table(*pointer) {
             true => arenas.iter().filter_map(of_arena).collect(),
             false => Vec::new(),

@@ -129,7 +129,8 @@ pub(super) fn regions(
 }
 
 /// Types that are read to find metaspace.
-const CLASS_TYPES: &[&str] = &["ClassLoaderData", "ClassLoaderDataGraph", "InstanceKlass", "Klass", "Universe"];
+const CLASS_TYPES: &[&str] =
+    &["ClassLoaderData", "ClassLoaderDataGraph", "InstanceKlass", "Klass", "Universe"];
 /// Class loaders, and classes of all of them, that are looked at.
 const MAX_LOADERS: usize = 10_000;
 const MAX_CLASSES: usize = 200_000;
