@@ -103,11 +103,11 @@ fn table(reading: &Reading, options: &RssOptions<'_>) -> Vec<String> {
             None => group.class.phrase().to_owned(),
         };
         lines.push(line(&size(group.rss_bytes), &share, group.swap_bytes, &name));
-        if options.by_class || group.rows.len() < 2 {
-            continue;
-        }
         let is_small = |row: &LedgerRow| row.rss_bytes + row.swap_bytes < SMALL_BYTES;
         let shown = group.rows.iter().take(MAX_ROWS).take_while(|row| !is_small(row)).count();
+        if options.by_class || group.rows.len() < 2 || shown == 0 {
+            continue;
+        }
         let (shown, rest) = group.rows.split_at_checked(shown).unwrap_or_default();
         for row in shown {
             let label = row.label.as_deref().unwrap_or("without a name");
