@@ -245,7 +245,7 @@ fn node_heap_buffers_and_addon() -> Result {
     require!(Need::Program("node"), Need::File("/usr/include/node/node_api.h"));
     build::target("leak_node")?;
     let mut node = Command::new("node");
-    node.arg(build::sources().join("ledger_node.js")).arg(build::directory()?);
+    node.arg("--expose-gc").arg(build::sources().join("ledger_node.js")).arg(build::directory()?);
     let mut target = Target::start_command(node)?;
     let first = target.ask("heap 1")?;
     let before = look(&target)?;
@@ -306,9 +306,14 @@ fn java_heap_direct_buffers_and_jni() -> Result {
     let count =
         threads.rows().filter(|(class, label, _)| *class == "thread-stack" && label.contains(" ledger-"));
     ensure!(count.count() == 41, "{}", threads.0["ledger"]);
-    let tracked = native_memory(target.pid())?;
-    expect_near("metaspace", threads.label("JVM metaspace"), tracked.figure("Metaspace, committed")?)?;
     ensure!(threads.figure("Java heap, used")? <= 512 * MIB, "{}", threads.0["figures"]);
+    let tracked_before = native_memory(target.pid())?;
+    target.ask("classes 3000")?;
+    let classes = look(&target)?;
+    let metaspace = "Metaspace, committed";
+    let grown = native_memory(target.pid())?.figure(metaspace)? - tracked_before.figure(metaspace)?;
+    ensure!(grown > 8 * MIB, "{grown}");
+    expect_near(metaspace, classes.label("JVM metaspace") - threads.label("JVM metaspace"), grown)?;
     target.finish_well()
 }
 

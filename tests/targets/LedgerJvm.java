@@ -3,12 +3,19 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.CountDownLatch;
 
-/** Memory of one kind for each order: `heap N`, `direct N`, `jni N` in MiB, `threads N`. */
+/** Memory of one kind for each order: `heap N`, `direct N`, `jni N` in MiB, `threads N`, `classes N`. */
 public final class LedgerJvm {
     private static final int MIB = 1 << 20;
     private static final List<Object> kept = new ArrayList<>();
 
-    static void obey(String order, int number) throws InterruptedException {
+    /** Defines this class anew. */
+    private static final class Loader extends ClassLoader {
+        Class<?> define(byte[] code) {
+            return defineClass("LedgerJvm", code, 0, code.length);
+        }
+    }
+
+    static void obey(String order, int number) throws Exception {
         switch (order) {
             case "heap":
                 for (int got = 0; got < number; got++) {
@@ -29,6 +36,18 @@ public final class LedgerJvm {
                 break;
             case "jni":
                 LeakJni.leak(number * MIB / 1000, 1000);
+                break;
+            case "classes":
+                byte[] code;
+                try (var stream = LedgerJvm.class.getResourceAsStream("LedgerJvm.class")) {
+                    code = stream.readAllBytes();
+                }
+                for (int index = 0; index < number; index++) {
+                    Class<?> defined = new Loader().define(code);
+                    // Its methods are linked, too.
+                    defined.getDeclaredMethods();
+                    kept.add(defined);
+                }
                 break;
             case "threads":
                 CountDownLatch running = new CountDownLatch(number);
