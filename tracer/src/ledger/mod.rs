@@ -11,6 +11,7 @@
 //! Everything is read from outside, while the process runs. It is never stopped, and nothing is written.
 
 mod advice;
+mod allocators;
 mod claim;
 mod context;
 mod cpython;
@@ -128,8 +129,9 @@ impl LedgerReader {
         let malloc = glibc::claim(&mut context, &smaps.vmas, &mut self.arena, &mut claims);
         threads::claim_by_pointer(&entries, self.tgid, &threads::read(self.tgid), &mut claims);
         self.claim_reached(&context, &mut claims);
-        told.malloc(malloc.as_ref(), self.arena.is_some());
-        let leftover = self.leftover(covers_heap);
+        let allocator = allocators::claim(&context, malloc.is_none(), &mut claims, &mut told);
+        told.malloc(malloc.as_ref());
+        let leftover = self.leftover(covers_heap, allocator);
         let parts = rows::parts(&mut context, &smaps.vmas, &claims, leftover, &mut gaps);
         let rows = rows::rows(parts, malloc.as_ref().and_then(|malloc| malloc.walk.as_ref()));
         let ledger = Ledger { process, elapsed_ns, rss_bytes: smaps.rss_bytes(), rows };
@@ -192,9 +194,13 @@ impl LedgerReader {
 
     /// What unnamed memory is that nobody claims. Where the runtime has told all of its heap, and does not keep more than
     /// that in mappings, the rest is somebody's direct mapping, as it is in a process without a runtime.
-    fn leftover(&self, covers_heap: bool) -> Leftover {
+    fn leftover(&self, covers_heap: bool, allocator: Option<&'static str>) -> Leftover {
         let name = self.runtime.as_ref().map(|runtime| runtime.name.as_str());
         match name {
+            None if allocator.is_some() => Leftover {
+                class: LedgerClass::Mmap,
+                label: "anonymous memory, mapped by the program or for an allocator's own use",
+            },
             None => Leftover { class: LedgerClass::Mmap, label: "anonymous memory" },
             Some("node" | "cpython") if covers_heap => {
                 Leftover { class: LedgerClass::Mmap, label: "anonymous memory, not of the runtime's heap" }
@@ -223,15 +229,10 @@ impl Told {
         });
     }
 
-    /// What glibc's malloc says. `is_known`: an arena was found once.
-    fn malloc(&mut self, malloc: Option<&Malloc>, is_known: bool) {
+    /// What glibc's malloc says, if it is used.
+    fn malloc(&mut self, malloc: Option<&Malloc>) {
         const SOURCE: &str = "glibc malloc";
-        let Some(malloc) = malloc else {
-            if is_known {
-                self.add(SOURCE, "arenas, from the kernel", None);
-            }
-            return;
-        };
+        let Some(malloc) = malloc else { return };
         let mapped = malloc.settings.as_ref().map(|settings| settings.mapped_bytes);
         self.add(SOURCE, "arenas, from the kernel", Some(malloc.system_bytes));
         self.add(SOURCE, "main arena, from the kernel", Some(malloc.main_system_bytes));

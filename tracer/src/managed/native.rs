@@ -24,6 +24,8 @@ pub(super) const TABLE: Table = Table {
 /// `CONFIG_ANON_VMA_NAME` show as `[anon:…]`.
 const NAMES: &[(&str, MemoryClass, &str)] = &[
     ("/memfd:doublemapper", JitCode, ".NET code"),
+    // ZGC maps its heap several times; so smaps counts it several times, too.
+    ("/memfd:java_heap", ManagedHeap, "Java heap"),
     ("/memfd:JITCode:", JitCode, "WebKit code"),
     ("/memfd:jit-cache", JitCode, "ART code"),
     // glibc 2.38 with glibc.mem.decorate_maps.

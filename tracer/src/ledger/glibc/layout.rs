@@ -162,39 +162,155 @@ pub(in crate::ledger) struct Settings {
     pub(in crate::ledger) mmap_threshold_bytes: u64,
     /// Most arenas, if that was set: `M_ARENA_MAX`.
     pub(in crate::ledger) arena_max: u64,
+    /// Where the main arena begins. Static programs have something of their own before.
+    pub(in crate::ledger) break_base: u64,
 }
 
-/// Finds `mp_` in the data of the C library: its member `sbrk_base` is where the break began, and the members before it
-/// are what they must be. Before 2.35 four counters stand before `mmapped_mem`; since, a fifth, and padding; and two
-/// words more stand behind `arena_max`.
+/// How far behind the start of the break the main arena may begin, in bytes.
+const MAX_BEFORE_ARENA_BYTES: u64 = 1 << 20;
+
+/// Finds `mp_` in the data of the C library: its member `sbrk_base` is where the main arena begins, near the start of the
+/// break, and the members before it are what they must be. Before 2.35 four counters stand before `mmapped_mem`; since, a
+/// fifth, and padding; and two words more stand behind `arena_max`.
 pub(in crate::ledger) fn find_settings(bytes: &[u8], break_start: u64) -> Option<Settings> {
-    const DEFAULT_MAPPED_MAX: u32 = 65536;
-    let at_base = |base: u64| {
-        let mapped_bytes = word(bytes, base.checked_sub(16)?)?;
-        let max_mapped_bytes = word(bytes, base.checked_sub(8)?)?;
-        let form = |counters_back: u64, first_back: u64| {
-            let counters = base.checked_sub(counters_back)?;
-            let (count, most) = (half(bytes, counters)?, half(bytes, counters + 4)?);
-            let first = base.checked_sub(first_back)?;
-            let settings = Settings {
-                mapped_bytes,
-                mapped_count: count,
-                trim_threshold_bytes: word(bytes, first)?,
-                mmap_threshold_bytes: word(bytes, first + 16)?,
-                arena_max: word(bytes, first + 32)?,
-            };
-            let is_sane = most == DEFAULT_MAPPED_MAX
-                && half(bytes, counters + 8)? >= count
-                && mapped_bytes <= max_mapped_bytes
-                && mapped_bytes.is_multiple_of(4096)
-                && max_mapped_bytes < 1 << 47
-                && settings.arena_max < 1 << 32;
-            is_sane.then_some(settings)
-        };
+    let bases = break_start..break_start.saturating_add(MAX_BEFORE_ARENA_BYTES);
+    (0..bytes.len() as u64 / 8).map(|index| 8 * index).find_map(|at| {
+        let base = word(bytes, at).filter(|base| bases.contains(base))?;
         // From `sbrk_base` back to `n_mmaps`, and to `trim_threshold`.
-        form(36, 96).or_else(|| form(32, 72))
+        settings(bytes, at, base, 36, 96).or_else(|| settings(bytes, at, base, 32, 72))
+    })
+}
+
+/// The settings whose `sbrk_base` is at `at`.
+fn settings(bytes: &[u8], at: u64, break_base: u64, counters_back: u64, first_back: u64) -> Option<Settings> {
+    const DEFAULT_MAPPED_MAX: u32 = 65536;
+    let (counters, first) = (at.checked_sub(counters_back)?, at.checked_sub(first_back)?);
+    let (mapped_count, most) = (half(bytes, counters)?, half(bytes, counters + 4)?);
+    let settings = Settings {
+        mapped_bytes: word(bytes, at.checked_sub(16)?)?,
+        mapped_count,
+        trim_threshold_bytes: word(bytes, first)?,
+        mmap_threshold_bytes: word(bytes, first + 16)?,
+        arena_max: word(bytes, first + 32)?,
+        break_base,
     };
-    (0..bytes.len() as u64 / 8)
-        .map(|index| 8 * index)
-        .find_map(|at| (word(bytes, at)? == break_start).then(|| at_base(at)).flatten())
+    let max_mapped_bytes = word(bytes, at.checked_sub(8)?)?;
+    let is_sane = most == DEFAULT_MAPPED_MAX
+        && half(bytes, counters + 8)? >= mapped_count
+        && settings.mapped_bytes <= max_mapped_bytes
+        && settings.mapped_bytes.is_multiple_of(4096)
+        && max_mapped_bytes < 1 << 47
+        && settings.arena_max < 1 << 32;
+    is_sane.then_some(settings)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::ledger::fake::Fake;
+    use proptest::prelude::*;
+
+    const AT: u64 = 0x7000;
+
+    /// An arena at an address, whose bins are empty.
+    fn put_arena(memory: &mut Fake, at: u64, layout: &Layout, next: u64) {
+        for bin in 0..BINS {
+            memory.put(at + layout.bins + 16 * bin, at + layout.bin(bin));
+            memory.put(at + layout.bins + 16 * bin + 8, at + layout.bin(bin));
+        }
+        for (offset, value) in [
+            (layout.top, 0x10_0000),
+            (layout.next, next),
+            (layout.system_mem, 8192),
+            (layout.system_mem + 8, 9000),
+        ] {
+            memory.put(at + offset, value);
+        }
+    }
+
+    fn bytes_of(memory: &Fake, start: u64, size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size];
+        assert!(memory.read(start, &mut bytes));
+        bytes
+    }
+
+    #[test]
+    fn arenas_of_every_layout_are_found() {
+        for layout in &LAYOUTS {
+            let mut memory = Fake::new(&[(AT, 0x4000)]);
+            put_arena(&mut memory, AT + 0x128, layout, AT + 0x128);
+            let arena = find(&bytes_of(&memory, AT, 0x4000), AT).unwrap();
+            assert_eq!((arena.address, arena.layout), (AT + 0x128, *layout));
+            assert_eq!((arena.top, arena.system_bytes, arena.max_system_bytes), (0x10_0000, 8192, 9000));
+            assert_eq!(circle(&memory, arena).unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_no_arena() {
+        let layout = LAYOUTS[0];
+        for (offset, value) in [
+            (0, 3),
+            (layout.bins + 16 * 50, 0x1001),
+            (layout.bins + 16 * 50 + 8, 0),
+            (layout.top, 8),
+            (layout.next, 0),
+            (layout.system_mem, 9001),
+            (layout.system_mem + 8, 1 << 50),
+            (layout.fastbins, 1),
+        ] {
+            let mut memory = Fake::new(&[(AT, 0x4000)]);
+            put_arena(&mut memory, AT, &layout, AT);
+            memory.put(AT + offset, value);
+            assert_eq!(read(&memory, AT, layout), None, "{offset}");
+        }
+    }
+
+    #[test]
+    fn the_circle_must_lead_back() {
+        let layout = LAYOUTS[0];
+        let (first, second) = (AT, 0x10_0030);
+        let mut memory = Fake::new(&[(AT, 0x1000), (0x10_0000, 0x1000)]);
+        put_arena(&mut memory, first, &layout, second);
+        put_arena(&mut memory, second, &layout, first);
+        let main = || read(&memory, first, layout).unwrap();
+        assert_eq!(circle(&memory, main()).unwrap().len(), 2);
+        let mut astray = memory.clone();
+        astray.put(second + layout.next, second);
+        assert_eq!(circle(&astray, main()), None, "a circle without the main arena");
+        astray.put(second + layout.next, 0x5000);
+        assert_eq!(circle(&astray, main()), None, "nothing there");
+    }
+
+    #[test]
+    fn settings_of_both_forms_are_found() {
+        for (counters_back, first_back) in [(36, 96), (32, 72)] {
+            let mut memory = Fake::new(&[(0, 0x400)]);
+            let at = 0x200;
+            memory.put(at, 0x5555_0000_0123);
+            memory.put(at - 8, 0x6000);
+            memory.put(at - 16, 0x3000);
+            let counters: Vec<u8> = [2u32, 65536, 4].iter().flat_map(|count| count.to_le_bytes()).collect();
+            memory.put_bytes(at - counters_back, &counters);
+            memory.put(at - first_back, 131_072);
+            memory.put(at - first_back + 16, 262_144);
+            let bytes = bytes_of(&memory, 0, 0x400);
+            let found = find_settings(&bytes, 0x5555_0000_0000).unwrap();
+            assert_eq!(
+                (found.mapped_bytes, found.mapped_count, found.break_base),
+                (0x3000, 2, 0x5555_0000_0123)
+            );
+            assert_eq!((found.trim_threshold_bytes, found.mmap_threshold_bytes), (131_072, 262_144));
+            assert_eq!(find_settings(&bytes, 0x5555_1000_0000), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..3000), start in any::<u64>()) {
+            let _ = find(&bytes, start);
+            let _ = find_settings(&bytes, start);
+        }
+    }
 }

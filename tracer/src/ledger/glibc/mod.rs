@@ -122,7 +122,14 @@ pub(super) fn claim(
     });
     let mut heaps = heaps(&memory, context.entries, &arenas);
     let heap_count = heaps.len() as u64;
-    if let Some(range) = main_range(context.entries, main) {
+    if arenas.iter().all(|arena| arena.system_bytes == 0)
+        && settings.as_ref().is_none_or(|of| of.mapped_bytes == 0)
+    {
+        // Another allocator has taken its place.
+        return None;
+    }
+    let base = settings.as_ref().map(|settings| settings.break_base);
+    if let Some(range) = main_range(context.entries, main, base) {
         heaps.push(range);
     }
     let mut malloc = Malloc {
@@ -157,14 +164,15 @@ struct Range {
 }
 
 /// The main arena: what is below the break, as far as it is one piece, or what its top lies in.
-fn main_range(entries: &[MapEntry], main: &Arena) -> Option<Range> {
+fn main_range(entries: &[MapEntry], main: &Arena, base: Option<u64>) -> Option<Range> {
     let holds_top = |entry: &&MapEntry| (entry.start..entry.end).contains(&main.top);
     let heap = entries.iter().find(|entry| entry.name == b"[heap]");
     let of_top = entries.iter().find(|entry| holds_top(entry) && is_anonymous(entry));
     let entry = heap.filter(|_| main.system_bytes > 0).or(of_top)?;
     let top = holds_top(&entry).then_some(main.top);
-    // The break heap begins with the first chunk. What glibc maps where the break cannot be moved does too.
-    let chunks = Heap { first: entry.start, end: entry.end, top };
+    // Where the arena begins is the first chunk; the mapping begins with it in most programs.
+    let base = base.filter(|base| (entry.start..entry.end).contains(base)).unwrap_or(entry.start);
+    let chunks = Heap { first: base.next_multiple_of(16), end: entry.end, top };
     Some(Range { start: entry.start, reserved_end: entry.end, label: MAIN, chunks })
 }
 

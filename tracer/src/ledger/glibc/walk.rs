@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn nonsense_and_missing_pages_end_the_walk() {
         let end = START + 0x8000;
-        for (at, value) in [(0x48, 0), (0x48, 0x21f8), (0x48, u64::MAX & !7), (0x48, 0x23)] {
+        for (at, value) in [(0x48, 0), (0x48, 0x21f8), (0x48, !7), (0x48, 0x23)] {
             let (mut memory, heap) = heap(&[(0x40, true), (0x40, true)], end);
             memory.put(START + at, value);
             let found = walked(&memory, &Presence::all(START, end), heap);

@@ -31,8 +31,8 @@ pub(super) fn members(program: &[u8], wanted: &[&str]) -> Option<Members> {
     while let Ok(Some(header)) = units.next() {
         let Ok(unit) = dwarf.unit(header) else { continue };
         collect(&dwarf, &unit, wanted, &mut members, &mut left);
-        let is_found = |name: &&str| members.keys().any(|(structure, _)| structure == name);
-        if left == 0 || wanted.iter().all(|name| is_found(&name)) {
+        let is_found = |name: &str| members.keys().any(|(structure, _)| structure == name);
+        if left == 0 || wanted.iter().all(|name| is_found(name)) {
             break;
         }
     }
