@@ -202,7 +202,7 @@ fn native_mappings() -> Result {
 #[test]
 fn native_stacks_have_their_threads() -> Result {
     require!();
-    let (target, after) = native("stacks 8", "thread-stack", None)?;
+    let (target, after) = native("stacks 32", "thread-stack", None)?;
     let mut workers = 0;
     for task in fs::read_dir(format!("/proc/{}/task", target.pid()))? {
         let tid = task?.file_name().to_string_lossy().into_owned();
@@ -212,7 +212,7 @@ fn native_stacks_have_their_threads() -> Result {
             workers += 1;
         }
     }
-    ensure!(workers == 8, "{workers} threads");
+    ensure!(workers == 32, "{workers} threads");
     target.finish_well()
 }
 
@@ -238,6 +238,37 @@ fn quick_looks_add_up_too() -> Result {
     let by_class = look_with(target.pid(), &["--by", "class"])?;
     ensure!(by_class.rows().all(|(_, label, _)| label.is_empty()), "{}", by_class.0["ledger"]);
     target.finish_well()
+}
+
+#[test]
+fn other_allocators_have_their_memory() -> Result {
+    const FOLDER: &str = "/usr/lib/x86_64-linux-gnu";
+    require!(
+        Need::File("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"),
+        Need::File("/usr/lib/x86_64-linux-gnu/libmimalloc.so.2"),
+        Need::File("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"),
+    );
+    for (name, library) in [
+        ("jemalloc", "libjemalloc.so.2"),
+        ("mimalloc", "libmimalloc.so.2"),
+        ("tcmalloc", "libtcmalloc_minimal.so.4"),
+    ] {
+        let mut preloaded = command("ledger")?;
+        preloaded.env("LD_PRELOAD", format!("{FOLDER}/{library}"));
+        let mut target = Target::start_command(preloaded)?;
+        // Two of mimalloc's segments, of 32 MiB, must be there.
+        target.ask("live 64")?;
+        let before = look(&target)?;
+        target.ask("live 64")?;
+        let live = look(&target)?;
+        expect_growth(&before, &live, "allocator-arena", Some(name), 65 * MIB).context(name)?;
+        target.ask("mmap 48")?;
+        let mapped = look(&target)?;
+        expect_growth(&live, &mapped, "mmap", None, 48 * MIB).context(name)?;
+        ensure!(mapped.figure("in use").is_err(), "{name} does not tell");
+        target.finish_well()?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! * [`smaps`]: what is mapped, and what of it is resident.
 //! * [`claim`]: ranges that somebody knows, and how they divide a mapping. The surest evidence claims first.
 //! * [`pagemap`]: which pages of a divided mapping are resident.
-//! * [`glibc`], [`threads`], [`rest`]: allocator, stacks, and what a mapping's own name says.
+//! * [`glibc`], [`allocators`], [`threads`], [`rest`]: allocators, stacks, and what a mapping's own name says.
 //! * [`jvm`], [`cpython`], [`go`]: what runtimes leave to be known, and what they say of themselves; [`hsperf`] is the file
 //!   in which a JVM does.
 //! * [`rows`]: the sums.
@@ -39,6 +39,7 @@ use self::glibc::Malloc;
 use self::pagemap::Pagemap;
 use self::rest::{Leftover, class_of};
 use self::smaps::{Smaps, Vma};
+use self::threads::Thread;
 use crate::attach::maps::MapEntry;
 use crate::attach::target::runtime_of;
 use crate::managed;
@@ -124,10 +125,11 @@ impl LedgerReader {
         let mut told = Told { figures: Vec::new(), process, elapsed_ns };
         let mut claims = Claims::default();
         let covers_heap = self.claim_managed(&mut context, &smaps.vmas, &mut claims, &mut told, &mut gaps);
-        self.claim_stacks(&context, &mut claims);
+        let threads = threads::read(self.tgid);
+        self.claim_stacks(&context, &threads, &mut claims);
         rest::claim_zeroed(&context.memory, &smaps.vmas, &mut claims);
         let malloc = glibc::claim(&mut context, &smaps.vmas, &mut self.arena, &mut claims);
-        threads::claim_by_pointer(&entries, self.tgid, &threads::read(self.tgid), &mut claims);
+        threads::claim_by_pointer(&entries, self.tgid, &threads, &mut claims);
         self.claim_reached(&context, &mut claims);
         let allocator = allocators::claim(&context, malloc.is_none(), &mut claims, &mut told);
         told.malloc(malloc.as_ref());
@@ -172,14 +174,14 @@ impl LedgerReader {
     }
 
     /// Claims the stacks that glibc knows.
-    fn claim_stacks(&mut self, context: &Context<'_>, claims: &mut Claims) {
+    fn claim_stacks(&mut self, context: &Context<'_>, threads: &[Thread], claims: &mut Claims) {
         const LOADERS: &[&str] = &["ld-linux", "ld-2."];
         let rtld_global = *self.rtld_global.get_or_insert_with(|| {
             let found = variables(self.tgid, context.entries, LOADERS, |name| name == "_rtld_global");
             found.get("_rtld_global").copied()
         });
         if let Some(rtld_global) = rtld_global {
-            threads::claim_listed(&context.memory, rtld_global, &threads::read(self.tgid), claims);
+            threads::claim_listed(&context.memory, rtld_global, threads, claims);
         }
     }
 
