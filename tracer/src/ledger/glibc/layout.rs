@@ -123,8 +123,11 @@ pub(in crate::ledger) fn read(memory: &impl Memory, address: u64, layout: Layout
 }
 
 /// Finds arenas in memory that begins at `start`: there is one in the data of every C library that has allocated.
-pub(in crate::ledger) fn find(bytes: &[u8], start: u64) -> Option<Arena> {
-    LAYOUTS.iter().find_map(|layout| {
+///
+/// One for each layout: since the two differ by one word in front of everything else, an arena of one looks like one of the
+/// other a word beside it. Only in the right one `next` leads back.
+pub(in crate::ledger) fn find(bytes: &[u8], start: u64) -> Vec<Arena> {
+    let of_layout = |layout: &Layout| {
         let last = (bytes.len() as u64).checked_sub(layout.size_bytes())?;
         (0..=last / 8).find_map(|index| {
             let at = 8 * index;
@@ -135,7 +138,8 @@ pub(in crate::ledger) fn find(bytes: &[u8], start: u64) -> Option<Arena> {
             let part = || bytes.get(usize::try_from(at).ok()?..);
             is_candidate.then(|| parse(part()?, start.checked_add(at)?, *layout)).flatten()
         })
-    })
+    };
+    LAYOUTS.iter().filter_map(of_layout).collect()
 }
 
 /// All arenas, the main one first, along the circle of `next`; `None` if it does not lead back.
@@ -240,7 +244,8 @@ mod tests {
         for layout in &LAYOUTS {
             let mut memory = Fake::new(&[(AT, 0x4000)]);
             put_arena(&mut memory, AT + 0x128, layout, AT + 0x128);
-            let arena = find(&bytes_of(&memory, AT, 0x4000), AT).unwrap();
+            let found = find(&bytes_of(&memory, AT, 0x4000), AT);
+            let arena = found.into_iter().find(|arena| circle(&memory, arena.clone()).is_some()).unwrap();
             assert_eq!((arena.address, arena.layout), (AT + 0x128, *layout));
             assert_eq!((arena.top, arena.system_bytes, arena.max_system_bytes), (0x10_0000, 8192, 9000));
             assert_eq!(circle(&memory, arena).unwrap().len(), 1);

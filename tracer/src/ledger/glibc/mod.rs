@@ -109,12 +109,14 @@ pub(super) fn claim(
 ) -> Option<Malloc> {
     let memory = context.memory;
     let known = found.and_then(|found| layout::read(&memory, found.address, found.layout));
-    let main = known.or_else(|| {
-        data(context).into_iter().find_map(|range| layout::find(&bytes_of(&memory, range), range.0))
+    let known = known.and_then(|main| layout::circle(&memory, main));
+    let arenas = known.or_else(|| {
+        let candidates =
+            data(context).into_iter().flat_map(|range| layout::find(&bytes_of(&memory, range), range.0));
+        candidates.into_iter().find_map(|main| layout::circle(&memory, main))
     })?;
-    *found = Some(Found { address: main.address, layout: main.layout });
-    let arenas = layout::circle(&memory, main)?;
     let main = arenas.first()?;
+    *found = Some(Found { address: main.address, layout: main.layout });
     let break_heap = context.entries.iter().find(|entry| entry.name == b"[heap]");
     let settings = break_heap.and_then(|heap| {
         let start = heap.start;
