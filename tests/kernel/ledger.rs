@@ -106,9 +106,17 @@ fn rss(pid: u32) -> Result<u64> {
 fn look_with(pid: u32, arguments: &[&str]) -> Result<Look> {
     let pid_text = pid.to_string();
     let stopped = Stopped::new(pid)?;
-    let truth = rss(pid)?;
-    let output = offheap_output(["rss", "--format", "json", &pid_text].iter().chain(arguments))?;
-    ensure!(rss(pid)? == truth, "the target is not still");
+    // The kernel may take pages of files from a stopped process, and a look brings those back that it reads.
+    let mut tries = 0;
+    let (output, truth) = loop {
+        let truth = rss(pid)?;
+        let output = offheap_output(["rss", "--format", "json", &pid_text].iter().chain(arguments))?;
+        if rss(pid)? == truth {
+            break (output, truth);
+        }
+        tries += 1;
+        ensure!(tries < 10, "the target is not still");
+    };
     drop(stopped);
     let look = Look(serde_json::from_str(&output)?);
     let sum: u64 = look.rows().map(|(.., bytes)| bytes).sum();
