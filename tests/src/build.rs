@@ -26,6 +26,8 @@ enum Recipe {
     Node,
     /// JNI library and class.
     Java,
+    /// A class that uses the one of `LeakJni`.
+    Class,
     /// C or C++, linked in a way of its own.
     Linked(Linked),
     /// Go with C code, in a folder of its own; further arguments of `go build`.
@@ -91,6 +93,10 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
         "leak_go_pie_stripped",
     ),
     ("go_only", Recipe::Go("go_only", &[]), "go_only"),
+    ("ledger", Recipe::C, "ledger"),
+    ("ledger_go", Recipe::Go("ledger_go", &[]), "ledger_go"),
+    ("ledger_go_stripped", Recipe::Go("ledger_go", &["-ldflags", "-s -w"]), "ledger_go_stripped"),
+    ("LedgerJvm", Recipe::Class, "LedgerJvm.class"),
 ];
 
 /// Sources of the targets.
@@ -213,6 +219,12 @@ impl Recipe {
                 let mut javac = Command::new("javac");
                 javac.arg("-d").arg(directory).arg(sources().join(format!("{name}.java")));
                 vec![gcc, javac]
+            }
+            Self::Class => {
+                let mut javac = Command::new("javac");
+                javac.arg("-d").arg(directory).arg("-cp").arg(directory);
+                javac.arg("-sourcepath").arg(sources()).arg(sources().join(format!("{name}.java")));
+                vec![javac]
             }
             Self::Go(folder, arguments) => {
                 // `OFFHEAP_GO` is another toolchain's `go`: the runtime's assembly differs between versions.

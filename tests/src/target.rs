@@ -1,6 +1,7 @@
 //! A running target: it prints `ready`, waits for a line, works, prints `truth {…}` and waits for the end
 //! of its input.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -78,6 +79,20 @@ impl Target {
     pub fn order(&mut self, order: &str) -> Result {
         self.send(order)?;
         self.output.wait_for("`done`", |line| line == "done").map(drop)
+    }
+
+    /// The same for an order that is answered by lines of a name and a number before `done`.
+    pub fn ask(&mut self, order: &str) -> Result<HashMap<String, u64>> {
+        self.send(order)?;
+        let mut answers = HashMap::new();
+        loop {
+            let line = self.output.wait_for("an answer", |_| true)?;
+            if line == "done" {
+                return Ok(answers);
+            }
+            let (name, number) = line.split_once(' ').with_context(|| format!("not an answer: {line}"))?;
+            answers.insert(name.to_owned(), number.parse().with_context(|| format!("not a number: {line}"))?);
+        }
     }
 
     /// The same for an order to a family that makes a child; gives the child's process id.

@@ -3,7 +3,7 @@
 //! The modules in the order of the data's way; each imports from those before it only:
 //!
 //! ```text
-//! model → trend → attach → unwind → symbolize → managed → capture → record → profile → report, export → watch → cli → cmd
+//! model → trend → attach → unwind → symbolize → managed → ledger → capture → record → profile → report, export → watch → cli → cmd
 //! ```
 
 pub mod model;
@@ -16,6 +16,8 @@ pub mod unwind;
 pub mod symbolize;
 
 pub mod managed;
+
+pub mod ledger;
 
 pub mod capture;
 pub mod record;

@@ -52,6 +52,11 @@ pub fn examine(tgid: u32) -> Result<TargetProcess, AttachError> {
     Ok(TargetProcess { target, uid: status.uid, exit })
 }
 
+/// The language runtime that a process runs, as far as its files tell. Needs no privileges beyond reading /proc.
+pub fn runtime_of(tgid: u32) -> Option<crate::model::Runtime> {
+    runtime::of_process(tgid)
+}
+
 /// A child of a process that is traced already and runs the same program: what is the same is not read again.
 ///
 /// # Errors

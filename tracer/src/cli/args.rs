@@ -14,6 +14,7 @@ use super::plan::{
 use super::quantity::{
     parse_count_in, parse_duration, parse_duration_in, parse_power_of_two_size_in, parse_size,
 };
+use super::rss::RssArgs;
 
 const SECOND: Duration = Duration::from_secs(1);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -115,6 +116,8 @@ pub(super) enum CommandArgs {
     Export(ExportArgs),
     /// Show what changed between two captures, or two moments of one
     Diff(DiffArgs),
+    /// Say where a process's resident memory lies
+    Rss(RssArgs),
     /// Show what this kernel and a process allow, and what would be attached
     Doctor(DoctorArgs),
     /// Trace a leaking program that is part of offheap

@@ -10,6 +10,7 @@ mod message;
 pub mod plan;
 mod quantity;
 mod resolve;
+mod rss;
 
 #[cfg(test)]
 mod tests;

@@ -107,6 +107,26 @@ choices! {
 }
 
 choices! {
+    /// Form of the ledger of resident memory.
+    RssFormat {
+        /// For a person.
+        Text = "text",
+        /// For a program.
+        Json = "json",
+    }
+}
+
+choices! {
+    /// What resident memory is summed by.
+    LedgerKey {
+        /// The class of memory.
+        Class = "class",
+        /// Class and name.
+        Label = "label",
+    }
+}
+
+choices! {
     /// Form of an export.
     ExportFormat {
         /// One line per stack, for other tools.
@@ -203,6 +223,8 @@ pub enum Action {
     Export(ExportPlan),
     /// `offheap diff`.
     Diff(DiffPlan),
+    /// `offheap rss`.
+    Rss(RssPlan),
     /// `offheap doctor`.
     Doctor {
         /// The process that is looked at, if any.
@@ -344,6 +366,27 @@ pub struct ReportPlan {
     pub selection: Selection,
     /// Colours.
     pub color: bool,
+    /// Columns of the terminal; `None`: no terminal.
+    pub width: Option<u16>,
+}
+
+/// A look at where resident memory lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RssPlan {
+    /// The process.
+    pub tgid: NonZeroU32,
+    /// What is summed.
+    pub by: LedgerKey,
+    /// Text or JSON.
+    pub format: RssFormat,
+    /// Whether heaps are left alone.
+    pub is_quick: bool,
+    /// Whether `jcmd` is run.
+    pub runs_jcmd: bool,
+    /// File that is written; `None`: the standard output.
+    pub out: Option<PathBuf>,
+    /// Whether an existing file is overwritten.
+    pub force: bool,
     /// Columns of the terminal; `None`: no terminal.
     pub width: Option<u16>,
 }

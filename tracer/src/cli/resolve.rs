@@ -10,8 +10,9 @@ use super::diff::diff;
 use super::message::not_a_command;
 use super::plan::{
     Action, AllocatorSelection, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, LensKey, Limits,
-    RecordPlan, ReportPlan, Scope, Selection, TargetPlan, Verbosity,
+    RecordPlan, ReportPlan, RssPlan, Scope, Selection, TargetPlan, Verbosity,
 };
+use super::rss::RssArgs;
 
 /// How long a process is recorded if nothing is said.
 const DEFAULT_DURATION: Duration = Duration::from_secs(30);
@@ -66,6 +67,7 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
             Action::Export(ExportPlan { file, format, selection: selection(only)?, output, force })
         }
         CommandArgs::Diff(args) => Action::Diff(diff(args, color, width)?),
+        CommandArgs::Rss(args) => Action::Rss(rss(args, width)?),
         CommandArgs::Doctor(args) => {
             let tgid = match (args.target, args.pid) {
                 (None, None) => None,
@@ -81,6 +83,19 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
         CommandArgs::ValidateUnwind(args) => {
             Action::ValidateUnwind { tgid: parse_pid(&args.target)?, samples: args.samples }
         }
+    })
+}
+
+fn rss(args: RssArgs, width: Option<u16>) -> Result<RssPlan, String> {
+    Ok(RssPlan {
+        tgid: one_pid(args.target.as_deref(), args.pid.as_deref())?,
+        by: args.by,
+        format: args.format,
+        is_quick: args.quick,
+        runs_jcmd: args.jcmd,
+        out: args.out,
+        force: args.force,
+        width,
     })
 }
 

@@ -395,3 +395,31 @@ fn allocators_can_be_added() {
     assert!(complaint("record 5 --allocator-prefix=").contains("empty"));
     assert!(complaint("report x --object y").contains("--object"));
 }
+
+#[test]
+fn a_look_at_resident_memory_has_its_settings() {
+    let plain = RssPlan {
+        tgid: pid(7),
+        by: LedgerKey::Label,
+        format: RssFormat::Text,
+        is_quick: false,
+        runs_jcmd: false,
+        out: None,
+        force: false,
+        width: None,
+    };
+    assert_eq!(action("rss 7"), Action::Rss(plain.clone()));
+    let all = "rss -p 7 --by class --format json --quick --jcmd --out x.json --force";
+    let every = RssPlan {
+        by: LedgerKey::Class,
+        format: RssFormat::Json,
+        is_quick: true,
+        runs_jcmd: true,
+        out: Some(PathBuf::from("x.json")),
+        force: true,
+        ..plain
+    };
+    assert_eq!(action(all), Action::Rss(every));
+    assert!(complaint("rss").contains("process id"));
+    assert!(complaint("rss 7 --by size").contains("`class` or `label`"), "{}", complaint("rss 7 --by size"));
+}

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod export;
 pub mod record;
 pub mod report;
+pub mod rss;
 pub mod unwind;
 
 /// Exit status of the program.

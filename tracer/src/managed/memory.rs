@@ -11,7 +11,7 @@ use crate::attach::object::{ObjectFile, read_memory};
 const MAX_NAME_BYTES: usize = 128;
 
 /// Something that has memory.
-pub(super) trait Memory {
+pub(crate) trait Memory {
     /// Fills the buffer from an address on; false if any of it cannot be read.
     fn read(&self, address: u64, buffer: &mut [u8]) -> bool;
 
@@ -41,9 +41,10 @@ pub(super) trait Memory {
 }
 
 /// A running process.
-pub(super) struct ProcessMemory {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProcessMemory {
     /// Its id.
-    pub(super) tgid: u32,
+    pub(crate) tgid: u32,
 }
 
 impl Memory for ProcessMemory {
@@ -54,7 +55,7 @@ impl Memory for ProcessMemory {
 
 /// Addresses of variables in the running process, of the first executable mapping whose file's name begins with one
 /// of `objects`. Those that the file does not define are not in the answer.
-pub(super) fn variables(
+pub(crate) fn variables(
     tgid: u32,
     entries: &[MapEntry],
     objects: &[&str],
@@ -94,12 +95,12 @@ fn bias_of(elf: &object::File<'_>, entry: &MapEntry) -> Option<u64> {
 }
 
 /// Whether a mapping is private anonymous memory without a name.
-pub(super) fn is_anonymous(entry: &MapEntry) -> bool {
+pub(crate) fn is_anonymous(entry: &MapEntry) -> bool {
     entry.inode == 0 && entry.name.is_empty() && entry.permissions.get(3) == Some(&b'p')
 }
 
 /// Maximal runs of adjacent mappings that satisfy `is_part`: start and end.
-pub(super) fn runs(entries: &[MapEntry], is_part: impl Fn(&MapEntry) -> bool) -> Vec<(u64, u64)> {
+pub(crate) fn runs(entries: &[MapEntry], is_part: impl Fn(&MapEntry) -> bool) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for entry in entries.iter().filter(|entry| is_part(entry)) {
         match runs.last_mut() {

@@ -9,8 +9,8 @@ mod dotnet;
 mod go;
 mod jvm;
 mod mapping;
-mod memory;
-mod native;
+pub(crate) mod memory;
+pub(crate) mod native;
 mod rule;
 mod v8;
 
@@ -19,6 +19,9 @@ pub use mapping::{Classified, FrameFacts, MappingFacts, MappingKind, Place, clas
 use crate::attach::maps::MapEntry;
 use crate::model::{MemoryClass, Runtime};
 
+pub(crate) use self::jvm::{
+    heap_object as jvm_heap_object, is_needed as jvm_is_needed, metaspace_samples as jvm_metaspace_samples,
+};
 use self::memory::{ProcessMemory, variables};
 
 /// A range of addresses that belongs to a runtime.

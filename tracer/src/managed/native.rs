@@ -24,6 +24,8 @@ pub(super) const TABLE: Table = Table {
 /// `CONFIG_ANON_VMA_NAME` show as `[anon:…]`.
 const NAMES: &[(&str, MemoryClass, &str)] = &[
     ("/memfd:doublemapper", JitCode, ".NET code"),
+    // ZGC maps its heap several times; so smaps counts it several times, too.
+    ("/memfd:java_heap", ManagedHeap, "Java heap"),
     ("/memfd:JITCode:", JitCode, "WebKit code"),
     ("/memfd:jit-cache", JitCode, "ART code"),
     // glibc 2.38 with glibc.mem.decorate_maps.
@@ -44,7 +46,7 @@ const NAMES: &[(&str, MemoryClass, &str)] = &[
 const STACK_MAKERS: &[&str] = &["pthread_create", "__pthread_create", "allocate_stack"];
 
 /// What the mapping's name says.
-pub(super) fn by_name(name: &str) -> Option<(MemoryClass, &'static str)> {
+pub(crate) fn by_name(name: &str) -> Option<(MemoryClass, &'static str)> {
     NAMES.iter().find(|(start, ..)| name.starts_with(start)).map(|(_, class, label)| (*class, *label))
 }
 

@@ -9,6 +9,7 @@ mod head;
 pub(crate) mod human;
 mod json;
 mod memory;
+mod rss;
 mod section;
 mod table;
 #[cfg(test)]
@@ -18,5 +19,6 @@ pub use diff::{DEFAULT_DIFF_ROWS, diff_json, diff_table};
 pub use escape::escape;
 pub(crate) use head::who;
 pub use json::{SCHEMA, json, json_text};
+pub use rss::{RSS_SCHEMA, RssOptions, rss_json, rss_text};
 pub(crate) use table::warnings;
 pub use table::{DEFAULT_TABLE_SITES, TableOptions, table};

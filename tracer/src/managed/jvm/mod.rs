@@ -89,7 +89,7 @@ const MAX_CODE_HEAPS: u32 = 16;
 const CLASS_SPACE_ALIGNMENT: u64 = 16 << 20;
 
 /// Whether a variable of `libjvm.so` is needed for [`regions`].
-pub(super) fn is_needed(variable: &str) -> bool {
+pub(crate) fn is_needed(variable: &str) -> bool {
     variable.starts_with("gHotSpotVMStruct")
 }
 
@@ -126,6 +126,45 @@ pub(super) fn regions(
     add(archive, RuntimeInternal, "JVM class archive");
     add(reader.class_space(archive, entries), RuntimeInternal, "JVM class space");
     regions
+}
+
+/// Types that are read to find metaspace.
+const CLASS_TYPES: &[&str] =
+    &["ClassLoaderData", "ClassLoaderDataGraph", "InstanceKlass", "Klass", "Universe"];
+/// Class loaders, and classes of all of them, that are looked at.
+const MAX_LOADERS: usize = 10_000;
+const MAX_CLASSES: usize = 200_000;
+
+/// Address of the object that is the heap of the running collector.
+pub(crate) fn heap_object(memory: &impl Memory, variables: &HashMap<String, u64>) -> Option<u64> {
+    let structs = Structs::read(memory, variables, |name| name == "Universe")?;
+    Reader { memory, structs }.global("Universe", "_collectedHeap").filter(|heap| *heap != 0)
+}
+
+/// Addresses within metaspace: the constant pools of loaded classes, which no other memory holds.
+///
+/// The way: `ClassLoaderDataGraph::_head`, its loaders by `_next`, the classes of each by `Klass::_next_link`, and
+/// `InstanceKlass::_constants`. A class that is none, an array's, has something else there, which is an address all the
+/// same or none: whoever asks looks whether it lies in unclaimed memory.
+pub(crate) fn metaspace_samples(memory: &impl Memory, variables: &HashMap<String, u64>) -> Vec<u64> {
+    let Some(structs) = Structs::read(memory, variables, |name| CLASS_TYPES.contains(&name)) else {
+        return Vec::new();
+    };
+    let reader = Reader { memory, structs };
+    let mut samples = Vec::new();
+    let mut loader = reader.global("ClassLoaderDataGraph", "_head");
+    let mut class_count = 0;
+    for _ in 0..MAX_LOADERS {
+        let Some(at) = loader.filter(|at| *at != 0) else { break };
+        let mut class = reader.member(at, "ClassLoaderData", "_klasses");
+        while let Some(at) = class.filter(|at| *at != 0 && class_count < MAX_CLASSES) {
+            class_count += 1;
+            samples.extend(reader.member(at, "InstanceKlass", "_constants"));
+            class = reader.member(at, "Klass", "_next_link");
+        }
+        loader = reader.member(at, "ClassLoaderData", "_next");
+    }
+    samples
 }
 
 struct Reader<'m, M> {
