@@ -119,7 +119,9 @@ impl Profile {
         let mut sites = merge::merge(&capture, &numbers, merges);
         let completeness = completeness::fold(&capture, &sites);
         sites.retain(|site| {
-            let is_wanted = filter.class.map_or_else(|| site.class.can_leak(), |class| site.class == class);
+            // What is resident is no leak by itself: all of it is shown.
+            let is_shown = || site.lens == Lens::Faults || site.class.can_leak();
+            let is_wanted = filter.class.map_or_else(is_shown, |class| site.class == class);
             is_wanted && selection.takes_site(site)
         });
         site::order(&mut sites, &capture.series, &filter);

@@ -41,7 +41,7 @@ pub(super) struct Number<'a> {
 impl Number<'_> {
     /// Whether it belongs to an allocator or a runtime and is no leak.
     pub(super) fn is_set_aside(&self) -> bool {
-        !self.class.can_leak()
+        self.lens != Lens::Faults && !self.class.can_leak()
     }
 }
 
