@@ -63,6 +63,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("rules", Recipe::C, "rules"),
     ("interposed", Recipe::C, "interposed"),
     ("mappings", Recipe::C, "mappings"),
+    ("faults", Recipe::C, "faults"),
     ("noleak", Recipe::C, "noleak"),
     ("startup", Recipe::C, "startup"),
     ("puppet", Recipe::C, "puppet"),

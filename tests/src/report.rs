@@ -35,6 +35,9 @@ pub const MALLOC: &str = "malloc";
 /// How memory was observed.
 pub const MMAP: &str = "mmap";
 
+/// How memory was observed.
+pub const FAULTS: &str = "faults";
+
 /// One process; an exec begins a new one.
 #[derive(Debug, Deserialize)]
 pub struct Process {

@@ -165,7 +165,7 @@ pub fn leave_at_exit(ctx: &ProbeContext) {
         return;
     }
     // As the walk finds it behind the return.
-    let start = Start { pc: call.return_address, sp: sp.wrapping_add(8), fp: regs.fp() };
+    let start = Start { pc: call.return_address, sp: sp.wrapping_add(8), fp: regs.fp(), leaf: 0 };
     finish(ctx, call, pid_tgid, regs.result(), start);
 }
 

@@ -11,6 +11,7 @@ mod atomic;
 mod book;
 mod call;
 mod escape;
+mod fault;
 mod intern;
 mod lifecycle;
 mod map;
@@ -89,6 +90,21 @@ pub fn thread_start(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// A page is touched that cannot be used as it is. (Raw tracepoints: no record is made, and other processes pay for two
+/// lookups only.)
+#[raw_tracepoint(tracepoint = "page_fault_user")]
+pub fn page_fault_user(ctx: RawTracePointContext) -> i32 {
+    fault::in_user_mode(&ctx);
+    0
+}
+
+/// The same by the kernel, mostly in a system call.
+#[raw_tracepoint(tracepoint = "page_fault_kernel")]
+pub fn page_fault_kernel(ctx: RawTracePointContext) -> i32 {
+    fault::in_kernel_mode(&ctx);
+    0
+}
+
 /// Programs on system calls, by the name of the tracepoint. They give 1: with 0 the kernel would keep the hit from
 /// everybody else's perf events (`perf_syscall_enter` in kernel/trace/trace_syscalls.c).
 macro_rules! system_calls {
@@ -119,6 +135,12 @@ system_calls! {
     sys_exit_shmat = syscall::shmat_exit;
     /// A segment is about to go.
     sys_enter_shmdt = syscall::shmdt_enter;
+    /// Resident pages have moved.
+    fault_exit_mremap = fault::mremap_exit;
+    /// Pages are resident without a fault.
+    fault_exit_mmap = fault::mmap_exit;
+    /// The same.
+    fault_exit_madvise = fault::madvise_exit;
 }
 
 /// Does nothing, at the same places: the floor that the benchmark compares with.

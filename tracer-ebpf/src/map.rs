@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use tracer_common::abi::{
-    CallInFlight, EscapeRule, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, Process, RowChunk,
-    SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, SiteLifetimes, Tally,
+    CallInFlight, EscapeRule, FAULT_STATES, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, PageFault,
+    PageKey, Process, RowChunk, SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, SiteLifetimes, Tally,
 };
 
 use crate::scratch::Slot;
@@ -25,6 +25,15 @@ pub static CALLS: HashMap<u64, CallInFlight> = HashMap::with_max_entries(16_384,
 /// 100 ns less, and cannot fail for want of memory in the middle of a recording.
 #[map]
 pub static LIVE: HashMap<LiveKey, LiveBlock> = HashMap::with_max_entries(1 << 20, 0);
+
+/// Pages that have faulted since user space has looked. Full: [`Loss::FaultMapFull`]. Small where page faults are not
+/// recorded.
+#[map]
+pub static FAULTS: HashMap<PageKey, PageFault> = HashMap::with_max_entries(1 << 19, 0);
+
+/// `FAULTS_` and `FAULT_LEVEL_` elements, each written by one side only; user space maps them.
+#[map]
+pub static FAULT_STATE: Array<u64> = Array::with_max_entries(FAULT_STATES, BPF_F_MMAPABLE);
 
 /// Stack identity → site. Full: [`Loss::StackMapFull`].
 #[map]

@@ -76,3 +76,26 @@ pub fn release(slot: *mut Slot) {
     // SAFETY: `slot` is a map value that this program has claimed; volatile so that the write stays last.
     unsafe { core::ptr::write_volatile(&raw mut (*slot).owner, 0) };
 }
+
+/// Whether a program of this thread is at work on this CPU: what it reads may fault, and that is no fault of the target.
+#[inline(always)]
+pub fn is_at_work(owner: u64) -> bool {
+    is_owner(owner as u32, (owner >> 32) as u32) != 0
+}
+
+/// A global function of its own, as [`claim_index`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_owner(owner_low: u32, owner_high: u32) -> u32 {
+    let owner = (u64::from(owner_high) << 32) | u64::from(owner_low);
+    let mut index = 0;
+    while index < SLOTS_PER_CPU {
+        let Some(slot) = SLOTS.get_ptr(index) else { return 0 };
+        // SAFETY: `slot` is a map value.
+        if unsafe { core::ptr::read_volatile(&raw const (*slot).owner) } == owner {
+            return 1;
+        }
+        index += 1;
+    }
+    0
+}

@@ -36,16 +36,19 @@ const CLONE_THREAD: u64 = 0x1_0000;
 
 /// A thread of a traced process, in a system call.
 #[derive(Clone, Copy)]
-struct Caller {
-    pid_tgid: u64,
-    tgid: u32,
-    regs: Registers,
+pub struct Caller {
+    /// `tgid << 32 | tid`.
+    pub pid_tgid: u64,
+    /// Whose memory it is.
+    pub tgid: u32,
+    /// Its registers.
+    pub regs: Registers,
 }
 
 impl Caller {
     /// `None` if the process is not traced.
     #[inline(always)]
-    fn current() -> Option<Self> {
+    pub fn current() -> Option<Self> {
         let pid_tgid = task::pid_tgid();
         let tgid = task::memory_owner(pid_tgid);
         PROCESSES.get_ptr(tgid)?;
@@ -56,7 +59,7 @@ impl Caller {
 
     /// A record with this operation and the time of now.
     #[inline(always)]
-    fn event(&self, operation: u32) -> MappingEvent {
+    pub fn event(&self, operation: u32) -> MappingEvent {
         MappingEvent {
             header: EventHeader { kind: EVENT_MAPPING, tgid: self.tgid, value: book::now_ns() },
             tid: self.pid_tgid as u32,
@@ -134,7 +137,7 @@ pub fn wakeup(idle: u32) -> u64 {
 }
 
 #[inline(always)]
-fn is_error(result: u64) -> bool {
+pub fn is_error(result: u64) -> bool {
     result >= MAX_ERRNO.wrapping_neg()
 }
 

@@ -70,7 +70,7 @@ impl Registers {
     /// Where a stack walk from here begins.
     #[inline(always)]
     pub fn start(self) -> Start {
-        Start { pc: self.pc(), sp: self.sp(), fp: self.fp() }
+        Start { pc: self.pc(), sp: self.sp(), fp: self.fp(), leaf: 0 }
     }
 
     /// Return value.

@@ -36,10 +36,12 @@ pub struct Start {
     pub sp: u64,
     /// Frame pointer.
     pub fp: u64,
+    /// 1: the program counter is the instruction itself, and no return address.
+    pub leaf: u32,
 }
 
 /// Walks the stack from `start`; afterwards `slot.event` holds it. The first pc is looked up as a return
-/// address.
+/// address, unless it is a leaf's.
 #[inline(always)]
 pub fn walk(slot: *mut Slot, index: u32, tgid: u32, start: Start) {
     // SAFETY: `slot` is the claimed map value of `index`.
@@ -48,7 +50,7 @@ pub fn walk(slot: *mut Slot, index: u32, tgid: u32, start: Start) {
     state.sp = start.sp;
     state.fp = start.fp;
     state.hash = HASH_SEED;
-    state.leaf = 0;
+    state.leaf = start.leaf;
     state.window_start = NO_WINDOW;
     state.event.frame_count = 0;
     state.event.end = StackEnd::Truncated as u32;

@@ -62,4 +62,6 @@ losses! {
     InterningRace = 16, "interning-race", false, "Stacks that two CPUs interned at the same time; one site stays unused.";
     NestedCall = 17, "nested-call", false, "Allocator calls made inside another allocator call; only the outermost is booked.";
     MappingRingFull = 18, "mapping-ring-full", true, "System calls that map or unmap whose record did not fit into the event ring; their bytes are not counted, and the mappings were compared with /proc.";
+    FaultMapFull = 19, "fault-map-full", true, "Page faults that were not booked because too many pages waited to be looked at; what they made resident shows as without a stack.";
+    FaultRangeLost = 20, "fault-range-lost", true, "Moved or populated ranges whose record did not fit into the event ring; their resident pages show as without a stack.";
 }

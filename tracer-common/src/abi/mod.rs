@@ -6,6 +6,7 @@
 mod call;
 mod end;
 mod event;
+mod fault;
 mod loss;
 mod mapping;
 mod mapping_event;
@@ -17,6 +18,11 @@ pub use end::StackEnd;
 pub use event::{
     EVENT_EXEC, EVENT_FORK, EVENT_REFRESH, EVENT_STACK, EventHeader, FORK_EXECUTED, FRAME_INTERRUPTED,
     LENS_FAULTS, LENS_MALLOC, LENS_MMAP, StackEvent, VALIDATION_PAGES, Validation,
+};
+pub use fault::{
+    BLOCK_SHIFT, EVENT_FAULT_RANGE, EVENT_FAULTS_PENDING, FAULT_FRESH, FAULT_IN_KERNEL, FAULT_LEVEL_KERNEL,
+    FAULT_LEVEL_USER, FAULT_ON_PRESENT, FAULT_ON_STACK, FAULT_STATES, FAULT_WRITE, FAULTS_ADDED,
+    FAULTS_TAKEN, MAX_FAULT_LEVEL, PageFault, PageKey, is_admitted, pending_limit,
 };
 pub use loss::{Loss, Tally};
 pub use mapping::{

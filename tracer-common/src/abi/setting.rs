@@ -18,8 +18,12 @@ pub struct Settings {
     pub follow: u32,
     /// Where `clone_flags` stands in the record of the tracepoint `task_newtask`.
     pub clone_flags_offset: u32,
+    /// Entries of the map of faults.
+    pub fault_capacity: u32,
+    /// Zero.
+    pub padding: u32,
 }
-layout!(Settings, 32, [min_size_bytes: u64, max_size_bytes: u64, max_sites: u32, reserved: u32, follow: u32, clone_flags_offset: u32]);
+layout!(Settings, 40, [min_size_bytes: u64, max_size_bytes: u64, max_sites: u32, reserved: u32, follow: u32, clone_flags_offset: u32, fault_capacity: u32, padding: u32]);
 
 impl Settings {
     /// Books every size, follows nobody.
@@ -30,5 +34,7 @@ impl Settings {
         reserved: 0,
         follow: 0,
         clone_flags_offset: 32,
+        fault_capacity: 1 << 19,
+        padding: 0,
     };
 }

@@ -193,7 +193,7 @@ pub(super) struct RecordArgs {
     #[command(flatten)]
     pub allocator: AllocatorArgs,
 
-    /// What to look at: allocator calls, mappings, or both
+    /// What to look at: allocator calls, mappings, page faults (what becomes resident)
     #[arg(long, value_delimiter = ',', default_value = "malloc,mmap", help_heading = "What to record", value_parser = choice!(LensKey))]
     pub lens: Vec<LensKey>,
 
@@ -220,6 +220,10 @@ pub(super) struct RecordArgs {
     /// Ring in which new stacks travel, a power of two [default: 8MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits", value_parser = |text: &str| parse_power_of_two_size_in(text, 4 << 10..=256 << 20))]
     pub stack_ring: Option<u32>,
+
+    /// Touched pages that can be kept before one block in two, four, … is [default: 16777216]
+    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 4096..=1_000_000_000))]
+    pub max_fault_pages: Option<u32>,
 
     /// Processes that can be recorded at one time
     #[arg(long, value_name = "N", default_value = "256", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 1..=1000))]

@@ -210,6 +210,7 @@ fn record(args: RecordArgs) -> Result<RecordPlan, String> {
             max_sites: args.max_sites.unwrap_or(limits.max_sites),
             max_threads: args.max_threads.unwrap_or(limits.max_threads),
             stack_ring_bytes: args.stack_ring.unwrap_or(limits.stack_ring_bytes),
+            max_fault_pages: args.max_fault_pages.unwrap_or(limits.max_fault_pages),
         },
         lenses: lenses(&args.lens),
         follow: !args.no_follow,

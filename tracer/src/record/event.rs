@@ -1,8 +1,9 @@
 //! Decodes the records of the event ring. Copies from length-checked slices; unknown kinds are counted.
 
 use tracer_common::abi::{
-    EVENT_EXEC, EVENT_FORK, EVENT_MAPPING, EVENT_REFRESH, EVENT_STACK, EventHeader, FORK_EXECUTED,
-    LENS_FAULTS, LENS_MMAP, MAX_FRAMES, MappingEvent, StackEnd, StackEvent, read,
+    EVENT_EXEC, EVENT_FAULT_RANGE, EVENT_FAULTS_PENDING, EVENT_FORK, EVENT_MAPPING, EVENT_REFRESH,
+    EVENT_STACK, EventHeader, FORK_EXECUTED, LENS_FAULTS, LENS_MMAP, MAX_FRAMES, MappingEvent, StackEnd,
+    StackEvent, read,
 };
 
 use crate::model::{AllocatorId, Lens};
@@ -40,6 +41,10 @@ pub enum Event {
     },
     /// The process has mapped or unmapped something.
     Mapping(MappingEvent),
+    /// Pages have moved, or were made resident without faults.
+    FaultRange(MappingEvent),
+    /// Many faults wait.
+    FaultsPending,
     /// The process has executed a new program.
     Exec {
         /// Process.
@@ -66,6 +71,8 @@ pub fn decode(bytes: &[u8]) -> Option<Event> {
             has_executed: header.value & FORK_EXECUTED != 0,
         }),
         EVENT_MAPPING => read(bytes).map(Event::Mapping),
+        EVENT_FAULT_RANGE => read(bytes).map(Event::FaultRange),
+        EVENT_FAULTS_PENDING => Some(Event::FaultsPending),
         EVENT_REFRESH => Some(Event::Refresh { tgid: header.tgid }),
         EVENT_STACK => {
             let word = |offset: usize| bytes.get(offset..).and_then(read::<u32>);

@@ -105,6 +105,7 @@ impl Session {
             .try_fold(0, |sum, tgid| Ok::<_, RecordError>(sum + self.synchronize_one(tgid)?))?;
         // After the probes: what maps inside an allocator call is to be known as such.
         self.follow_mappings();
+        self.follow_faults()?;
         Ok(added)
     }
 
@@ -154,7 +155,7 @@ impl Session {
     /// # Errors
     /// [`AttachError::NoAllocator`].
     pub fn require_probes(&mut self) -> Result<(), RecordError> {
-        if self.follows_mappings() || self.probe_count() > 0 {
+        if self.follows_mappings() || self.faults.is_some() || self.probe_count() > 0 {
             return Ok(());
         }
         let Some(member) = self.roster.alive().next() else { return Ok(()) };
@@ -279,6 +280,7 @@ impl Session {
             }
             self.drain_events()?;
             for tgid in exited {
+                self.end_faults(tgid)?;
                 let Some(member) = self.roster.end(tgid) else { continue };
                 member.code.end(&mut self.store);
                 let links = std::mem::take(&mut member.links);

@@ -109,6 +109,8 @@ impl MappedArray<SiteLifetimes> {
 
 /// `bpf(BPF_MAP_LOOKUP_BATCH)`, from the kernel's uapi: include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+/// `bpf(BPF_MAP_LOOKUP_AND_DELETE_BATCH)`.
+const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_int = 25;
 /// Entries asked for at once.
 const BATCH: usize = 4096;
 
@@ -134,6 +136,28 @@ struct BatchAttr {
 pub fn read_hash<K: Plain + Default, V: Plain + Default>(
     map: BorrowedFd<'_>,
     name: &'static str,
+    visit: impl FnMut(&K, &V),
+) -> Result<(), RecordError> {
+    batches(map, name, BPF_MAP_LOOKUP_BATCH, visit)
+}
+
+/// The same, and takes the entries out. What a program adds or changes meanwhile is handed out or stays; nothing is
+/// deleted that was not handed out.
+///
+/// # Errors
+/// [`RecordError::MapCall`].
+pub fn take_hash<K: Plain + Default, V: Plain + Default>(
+    map: BorrowedFd<'_>,
+    name: &'static str,
+    visit: impl FnMut(&K, &V),
+) -> Result<(), RecordError> {
+    batches(map, name, BPF_MAP_LOOKUP_AND_DELETE_BATCH, visit)
+}
+
+fn batches<K: Plain + Default, V: Plain + Default>(
+    map: BorrowedFd<'_>,
+    name: &'static str,
+    command: libc::c_int,
     mut visit: impl FnMut(&K, &V),
 ) -> Result<(), RecordError> {
     let failed = |source| RecordError::MapCall { operation: "read", map: name, source };
@@ -153,9 +177,7 @@ pub fn read_hash<K: Plain + Default, V: Plain + Default>(
             ..BatchAttr::default()
         };
         // SAFETY: `attr` and everything it points to is alive, and of the sizes given.
-        let status = unsafe {
-            libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>())
-        };
+        let status = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<BatchAttr>()) };
         let error = (status != 0).then(io::Error::last_os_error);
         match error.as_ref().and_then(io::Error::raw_os_error) {
             // One bucket holds more than the buffers do: nothing was copied.

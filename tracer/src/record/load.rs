@@ -36,15 +36,19 @@ pub struct Limits {
     pub max_threads: u32,
     /// Bytes of the ring through which new stacks come; a power of two.
     pub stack_ring_bytes: u32,
+    /// Pages that can be known to belong to a call stack before they are sampled; 0: no page faults are recorded.
+    pub max_fault_pages: u32,
 }
 
 impl Limits {
-    /// For a large server: some 143 MiB of kernel memory, most of it for the live blocks.
+    /// For a large server: some 143 MiB of kernel memory, most of it for the live blocks; 50 MiB for page faults, where they
+    /// are recorded.
     pub const DEFAULT: Self = Self {
         max_live_blocks: 1 << 20,
         max_sites: Settings::DEFAULT.max_sites,
         max_threads: 16_384,
         stack_ring_bytes: 8 << 20,
+        max_fault_pages: super::fault::DEFAULT_MAX_PAGES,
     };
 }
 
@@ -297,6 +301,7 @@ pub struct Verification {
 }
 
 fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
+    let fault_capacity = options.limits.max_fault_pages.clamp(1, super::fault::MAX_PENDING);
     let settings = Abi(Settings {
         min_size_bytes: options.min_size_bytes,
         max_size_bytes: options.max_size_bytes,
@@ -304,6 +309,8 @@ fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
         reserved: 0,
         follow: u32::from(options.follow),
         clone_flags_offset: options.clone_flags_offset,
+        fault_capacity,
+        padding: 0,
     });
     let level = options.bpf_log.map_or(0, |level| level as u8);
     EbpfLoader::new()
@@ -311,6 +318,7 @@ fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
         .override_global("SETTINGS", &settings, true)
         .override_global(aya_log::LEVEL, &level, true)
         .map_max_entries("LIVE", options.limits.max_live_blocks)
+        .map_max_entries("FAULTS", fault_capacity)
         .map_max_entries("CALLS", options.limits.max_threads)
         .map_max_entries("SITE_KEYS", options.limits.max_sites)
         .map_max_entries("SITES", options.limits.max_sites)

@@ -2,7 +2,7 @@
 
 use tracer_common::abi::{Loss, SiteCounters, Tally};
 
-use super::mapping::BookTallies;
+use super::{fault::FaultLosses, mapping::BookTallies};
 use crate::model::LossTally;
 
 /// What user space has lost, or seen beside the bookkeeping.
@@ -24,6 +24,8 @@ pub struct OwnLosses {
     pub without_mappings: u64,
     /// Processes without a probe, because no allocator was found in them.
     pub without_allocator: u64,
+    /// What the lens on page faults could not do.
+    pub faults: FaultLosses,
 }
 
 /// Name, whether it makes the result incomplete, meaning.
@@ -85,6 +87,28 @@ const MAPPING_HEALED: Row = (
     "Ranges that were gone at a look at /proc though their unmapping was not seen; counted as freed.",
 );
 
+const NO_FAULTS: Row = (
+    "no-faults",
+    true,
+    "Page faults were to be recorded, and could not be: nothing is known of what became resident.",
+);
+const FAULT_SKIPPED: Row = (
+    "fault-skipped",
+    true,
+    "Page faults at which the kernel did not run the program, because it was running on that CPU already.",
+);
+const UNATTRIBUTED: Row = (
+    "unattributed-growth",
+    true,
+    "Resident memory that no fault of the process brought in, and no populated range: another process wrote it, or its \
+     fault was not seen.",
+);
+const UNSEEN_BEFORE: Row = (
+    "unseen-before",
+    false,
+    "Address space in which is not known what was resident before the recording, because it is too large to be read.",
+);
+
 /// Every line of the ledger, also those at zero.
 pub fn rows(tallies: &[(Loss, Tally)], own: &OwnLosses) -> Vec<LossTally> {
     let row = |(reason, is_incomplete, meaning): Row, count| LossTally {
@@ -113,8 +137,17 @@ pub fn rows(tallies: &[(Loss, Tally)], own: &OwnLosses) -> Vec<LossTally> {
             row(SHORT_LIVED_CHILD, own.short_lived),
             row(NO_ALLOCATOR, own.without_allocator),
             row(NO_MAPPINGS, own.without_mappings),
+            row(NO_FAULTS, own.faults.without_faults),
+            row(FAULT_SKIPPED, own.faults.skipped_runs),
+            row_of(UNATTRIBUTED, of_bytes(own.faults.unattributed_bytes)),
+            row_of(UNSEEN_BEFORE, of_bytes(own.faults.unseen_bytes)),
         ])
         .collect()
+}
+
+/// As many events as pages.
+const fn of_bytes(bytes: u64) -> Tally {
+    Tally { count: bytes / 4096, bytes }
 }
 
 /// Probe hits: two per booked allocation, one per release, and those that booked nothing. `calls` are the sites of

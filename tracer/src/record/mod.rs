@@ -8,6 +8,7 @@ mod code_store;
 mod error;
 mod event;
 mod exit_watch;
+mod fault;
 mod follow;
 mod kernel_map;
 mod link;

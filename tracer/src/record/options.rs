@@ -45,6 +45,21 @@ pub struct RecordOptions {
     pub scope: Option<Scope>,
 }
 
+impl RecordOptions {
+    /// The bounds, with as little as can be for what is not looked at.
+    pub(super) fn limits_of_lenses(&self) -> Limits {
+        let has = |lens| self.lenses.contains(&lens);
+        let mut limits = self.limits;
+        if !has(Lens::Malloc) {
+            limits.max_live_blocks = 1;
+        }
+        if !has(Lens::Faults) {
+            limits.max_fault_pages = 0;
+        }
+        limits
+    }
+}
+
 /// What a live view may show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -92,6 +107,7 @@ pub(super) fn header(target: Target, options: &RecordOptions) -> Header {
         ("max_sites", limits.max_sites.to_string()),
         ("max_threads", limits.max_threads.to_string()),
         ("stack_ring_bytes", limits.stack_ring_bytes.to_string()),
+        ("max_fault_pages", limits.max_fault_pages.to_string()),
         ("follow", u8::from(options.follow).to_string()),
         ("max_processes", options.max_processes.to_string()),
     ];

@@ -16,6 +16,7 @@ use super::{
     clock::{monotonic_ns, nanoseconds},
     code_store::CodeStore,
     event::{self, Event},
+    fault::{Change, FaultLens},
     link::Links,
     live::{self, Ages, Amount, Ends},
     load::{LoadOptions, NEW_TASK, Programs, Purpose},
@@ -57,7 +58,8 @@ pub struct Session {
     pub(super) discoverer: Discoverer,
     /// Names of the allocators that are in the capture, by number.
     pub(super) allocators: BTreeMap<u16, &'static str>,
-    mapping_stacks: HashMap<u32, MappingStack>,
+    /// Stacks of mappings and of page faults.
+    pub(super) mapping_stacks: HashMap<u32, MappingStack>,
     pub(super) programs: Programs,
     pub(super) store: CodeStore,
     pub(super) roster: Roster,
@@ -71,13 +73,21 @@ pub struct Session {
     /// The programs that follow mappings; `None` before they are attached, and where that is not possible.
     hooks: Option<MappingHooks>,
     is_without_mappings: bool,
+    /// The lens on page faults; `None` before it is attached, and without it.
+    pub(super) faults: Option<FaultLens>,
+    pub(super) has_no_faults: bool,
+    /// What has changed besides faults and is not booked yet.
+    pub(super) fault_changes: Vec<Change>,
+    pub(super) are_faults_pending: bool,
+    /// What the runtimes said at the end.
+    pub(super) fault_regions: HashMap<u32, Vec<managed::Region>>,
     watches: Vec<MmapWatch>,
     book: StackBook,
     last: Vec<SiteCounters>,
     ended: BTreeMap<u32, Amount>,
     ages: Ages,
     first_rss: BTreeMap<u32, u64>,
-    progress: Progress,
+    pub(super) progress: Progress,
 }
 
 impl Session {
@@ -99,7 +109,7 @@ impl Session {
         }
         let new_tasks = new_tasks();
         let load = LoadOptions {
-            limits: options.limits,
+            limits: options.limits_of_lenses(),
             tables: store.sizes(),
             min_size_bytes: options.min_size_bytes,
             max_size_bytes: options.max_size_bytes,
@@ -134,6 +144,11 @@ impl Session {
             roster,
             hooks: None,
             is_without_mappings: !lenses.contains(&Lens::Mmap),
+            faults: None,
+            has_no_faults: false,
+            fault_changes: Vec::new(),
+            are_faults_pending: false,
+            fault_regions: HashMap::new(),
             watches,
             book: StackBook::default(),
             writer,
@@ -199,6 +214,10 @@ impl Session {
                     self.drain_events()?;
                     if self.hooks.is_some() {
                         self.look(MappingBook::wants_look_now, None)?;
+                    }
+                    self.begin_faults()?;
+                    if std::mem::take(&mut self.are_faults_pending) {
+                        self.settle_faults()?;
                     }
                 }
                 () = any_readable(&watches) => self.drain_watches(),
@@ -285,7 +304,7 @@ impl Session {
                     }
                     self.roster.announce(program, &added.frames);
                     self.writer.add_stack(&added.stack)?;
-                    if lens == Lens::Mmap {
+                    if lens != Lens::Malloc {
                         let Stack { process, allocator, frames, .. } = added.stack;
                         self.mapping_stacks.insert(site, MappingStack { process, allocator, frames });
                     }
@@ -295,6 +314,8 @@ impl Session {
                         member.mappings.apply(&event);
                     }
                 }
+                Event::FaultRange(event) => self.fault_changes.push(Change::Range(event)),
+                Event::FaultsPending => self.are_faults_pending = true,
                 Event::Refresh { tgid } => {
                     if let Some(member) = self.roster.get_mut(tgid) {
                         member.is_dirty = true;
@@ -305,7 +326,10 @@ impl Session {
                         new.push(tgid);
                     }
                 }
-                Event::Exec { tgid, time_ns } => self.next_program_of(tgid, time_ns)?,
+                Event::Exec { tgid, time_ns } => {
+                    self.fault_changes.push(Change::Exec { tgid, time_ns });
+                    self.next_program_of(tgid, time_ns)?;
+                }
             }
         }
         // Probes of new processes do not wait for the next look.
@@ -395,6 +419,9 @@ impl Session {
     fn sample(&mut self, elapsed: Duration) -> Result<(), RecordError> {
         self.drain_events()?;
         self.look_at_mappings(MappingBook::wants_look)?;
+        if self.faults.as_ref().is_some_and(FaultLens::is_attached) {
+            self.look_at_faults(false)?;
+        }
         self.poll_perf_maps();
         self.ends.purge(self.programs.live.fd().as_fd(), &mut self.ended, &mut self.ages)?;
         let elapsed_ns = nanoseconds(elapsed);
@@ -406,6 +433,7 @@ impl Session {
         };
         let mapped: HashMap<u32, SiteCounters> =
             self.roster.all().flat_map(|member| member.mappings.sites()).collect();
+        let touched = self.faults.as_ref().map(FaultLens::counters).unwrap_or_default();
         let mut changed = Vec::new();
         for site in 0..=self.progress.sites {
             let Some(mut now) = self.programs.sites.get(site) else { break };
@@ -417,6 +445,13 @@ impl Session {
             self.progress.outstanding_count += now.allocated_count.saturating_sub(now.freed_count);
             if let Some(mapped) = mapped.get(&site) {
                 now = *mapped;
+            }
+            if let Some(touched) = touched.get(&site) {
+                // That of lost stacks belongs to all lenses.
+                now.allocated_bytes += touched.allocated_bytes;
+                now.allocated_count += touched.allocated_count;
+                now.freed_bytes += touched.freed_bytes;
+                now.freed_count += touched.freed_count;
             }
             let last = &mut self.last[site as usize];
             if *last != now {
@@ -438,6 +473,7 @@ impl Session {
     fn own_losses(&self) -> Result<OwnLosses, RecordError> {
         let mut own = self.losses;
         own.skipped_runs = self.programs.skipped_runs(Purpose::Trace)?;
+        own.faults = self.fault_losses()?;
         for member in self.roster.all() {
             own.mappings.add(&member.mappings.tallies());
             // Go's own memory comes from mappings only.
@@ -447,8 +483,9 @@ impl Session {
     }
 
     fn probe_hits(&self, tallies: &[(Loss, Tally)]) -> u64 {
-        let mapped: HashSet<u32> =
+        let mut mapped: HashSet<u32> =
             self.roster.all().flat_map(|member| member.mappings.sites().map(|(site, _)| site)).collect();
+        mapped.extend(self.faults.iter().flat_map(|lens| lens.counters().into_keys()));
         let calls =
             self.last.iter().zip(0..).filter(|(_, site)| !mapped.contains(site)).map(|(last, _)| last);
         losses::probe_hits(tallies, calls)
@@ -472,6 +509,8 @@ impl Session {
         let elapsed = self.started.elapsed();
         self.look_at_mappings(|_| true)?;
         self.ask_runtimes();
+        self.ask_runtimes_of_faults();
+        self.finish_faults()?;
         if let Some(hooks) = &mut self.hooks {
             hooks.detach();
         }
@@ -538,7 +577,8 @@ impl Session {
         }
         self.hints.extend(naming.hints);
         let locations = naming.locations.iter().map(|(frame, found)| (*frame, found.as_slice())).collect();
-        self.classify_mappings(&locations)
+        self.classify_mappings(&locations)?;
+        self.classify_faults(&locations)
     }
 
     /// Says of every site of mappings what they are.
@@ -568,7 +608,8 @@ impl Session {
     fn silence(&self, probe_hits: u64) -> Option<String> {
         let (tgid, first) = self.first_rss.first_key_value()?;
         let moved = first.abs_diff(self.progress.rss_bytes?);
-        (self.first_rss.len() == 1 && probe_hits == 0 && moved >= SILENT_GROWTH_BYTES).then(|| {
+        let has_probes = self.options.lenses.contains(&Lens::Malloc);
+        (has_probes && self.first_rss.len() == 1 && probe_hits == 0 && moved >= SILENT_GROWTH_BYTES).then(|| {
             format!(
                 "RSS moved by {} KiB and no probe fired: the program allocates by other means than the functions \
                  that were probed (see `offheap doctor {tgid}`)",
