@@ -68,6 +68,7 @@ fn run(invocation: &Invocation, width: Option<u16>) -> anyhow::Result<ExitCode> 
         Action::Record(plan) => return record(plan, invocation, width, out, err),
         Action::Report(plan) => cmd::report::run(plan, out, err)?,
         Action::Export(plan) => cmd::export::run(plan, out, err)?,
+        Action::Watch(plan) => cmd::watch::run(plan, invocation.verbosity, out, err)?,
         Action::Doctor { tgid, selection } => cmd::doctor::run(*tgid, selection, out)?,
         Action::Demo { output_directory } => {
             cmd::demo::run(output_directory, invocation.color_stdout, width, out, err)?

@@ -110,6 +110,8 @@ pub(super) enum CommandArgs {
     Report(ReportArgs),
     /// Write a capture in the format of another tool
     Export(ExportArgs),
+    /// Watch the memory of processes, without probes, and say whether it grows
+    Watch(super::watch::WatchArgs),
     /// Show what this kernel and a process allow, and what would be attached
     Doctor(DoctorArgs),
     /// Trace a leaking program that is part of offheap

@@ -9,6 +9,7 @@ mod message;
 pub mod plan;
 mod quantity;
 mod resolve;
+mod watch;
 
 #[cfg(test)]
 mod tests;

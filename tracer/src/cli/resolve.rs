@@ -63,6 +63,7 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
         CommandArgs::Export(ExportArgs { file, format, output, force, selection: only }) => {
             Action::Export(ExportPlan { file, format, selection: selection(only)?, output, force })
         }
+        CommandArgs::Watch(args) => Action::Watch(super::watch::resolve(args)?),
         CommandArgs::Doctor(args) => {
             let tgid = match (args.target, args.pid) {
                 (None, None) => None,
@@ -225,7 +226,7 @@ fn record_target(args: &RecordArgs) -> Result<TargetPlan, String> {
     }
 }
 
-fn processes(targets: &[String], pids: &[&str]) -> Result<TargetPlan, String> {
+pub(super) fn processes(targets: &[String], pids: &[&str]) -> Result<TargetPlan, String> {
     if let Some(target) =
         targets.iter().find(|target| !target.starts_with(|first: char| first.is_ascii_digit()))
     {

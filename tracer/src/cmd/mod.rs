@@ -8,6 +8,7 @@ pub mod export;
 pub mod record;
 pub mod report;
 pub mod unwind;
+pub mod watch;
 
 /// Exit status of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
