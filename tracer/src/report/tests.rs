@@ -151,7 +151,7 @@ fn reports_match_their_schema() {
 }
 
 /// Validates against the part of JSON Schema that the file uses; any other keyword is an error.
-fn check(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
+pub(crate) fn check(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
     let is = |name: &str| match name {
         "object" => value.is_object(),
         "array" => value.is_array(),

@@ -86,6 +86,7 @@ fn memory(series: &Series, outlook: &Outlook) -> Value {
         "samples": series.seen(),
         "first": outlook.first.as_ref().map(sample),
         "last": outlook.last.as_ref().map(sample),
+        "last_with_pss": outlook.last_pss.as_ref().map(sample),
         "verdict": {
             "kind": outlook.verdict.kind.name(),
             "reason": outlook.verdict.reason.name(),
@@ -168,4 +169,78 @@ fn ledger(first: &Ledger, last: &Ledger) -> Value {
         "rss_bytes": last.rss_bytes,
         "rows": rows,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::{LedgerClass, LedgerRow};
+    use crate::report::tests::check;
+    use crate::watch::{Whom, text};
+
+    fn ledger_of(_: u32) -> Option<Ledger> {
+        let row = LedgerRow {
+            class: LedgerClass::Unknown,
+            label: Some("\u{1b}[2J".into()),
+            mapping_count: 1,
+            size_bytes: 2,
+            rss_bytes: 3,
+            pss_bytes: None,
+            swap_bytes: 0,
+        };
+        Some(Ledger { process: ProcessId(9), elapsed_ns: 0, rss_bytes: 3, rows: vec![row] })
+    }
+
+    /// This process, a child of it, or both, looked at some times.
+    fn watched(tgids: Vec<u32>, looks: u64) -> Watch {
+        let mut watch = Watch::new(Whom::Processes(tgids), 8, Some(ledger_of)).unwrap();
+        for second in 0..looks {
+            watch.tick(Duration::from_secs(second)).unwrap();
+        }
+        watch
+    }
+
+    #[test]
+    fn documents_match_their_schema() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/watch-schema.json");
+        let schema: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let own = std::process::id();
+        let frame = Frame { start: "x".into(), seconds: 1.0, interval_s: 1.0, end: "duration" };
+        for (tgids, looks) in [(vec![own], 0), (vec![own], 1), (vec![own, child.id()], 20)] {
+            let watch = watched(tgids.clone(), looks);
+            let document = document(&watch, &frame);
+            check(&schema, &document, "watch").unwrap();
+            assert_eq!(document["completeness"]["complete"], true);
+            assert_eq!(document["total"].is_null(), tgids.len() == 1);
+            assert_eq!(document["programs"][0]["samples"], looks);
+            let mut spoiled = document.clone();
+            spoiled["programs"][0]["surprise"] = 1.into();
+            assert!(check(&schema, &spoiled, "watch").is_err());
+            assert!(!text::verdicts(&watch).contains('\u{1b}'));
+        }
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_end_of_the_last_one_is_the_end() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let mut watch = watched(vec![child.id()], 2);
+        assert!(!watch.is_over());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        let tick = watch.tick(Duration::from_secs(3)).unwrap();
+        assert!(tick.samples.is_empty() && watch.is_over(), "{tick:?}");
+        assert!(watch.tick(Duration::from_secs(4)).unwrap().changes.is_empty());
+        let frame = Frame { start: "x".into(), seconds: 4.0, interval_s: 1.0, end: "target-exited" };
+        assert_eq!(document(&watch, &frame)["programs"][0]["state"], "exited");
+        assert!(text::verdicts(&watch).contains("ended after 3 s"));
+    }
 }

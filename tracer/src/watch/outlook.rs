@@ -20,6 +20,8 @@ pub struct Outlook {
     pub first: Option<RssSample>,
     /// Last sample.
     pub last: Option<RssSample>,
+    /// The last sample with Pss, which is read more rarely.
+    pub last_pss: Option<RssSample>,
     /// Slopes of the parts, in bytes per second; `None` where a part is not known.
     pub parts: [(&'static str, Option<f64>); 4],
     /// Where it stands against its limit.
@@ -71,6 +73,7 @@ pub fn outlook(series: &Series, limit: Option<&Limit>) -> Outlook {
         ],
         first: series.first().copied(),
         last: series.last().copied(),
+        last_pss: series.last_pss().copied(),
         reach,
         verdict,
     }

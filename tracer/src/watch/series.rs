@@ -13,6 +13,7 @@ pub struct Series {
     seen: u64,
     stride: u64,
     last: Option<RssSample>,
+    last_pss: Option<RssSample>,
     capacity: usize,
 }
 
@@ -25,7 +26,14 @@ impl Default for Series {
 impl Series {
     /// Keeps at most `capacity` samples, at least four.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { samples: Vec::new(), seen: 0, stride: 1, last: None, capacity: capacity.max(4) }
+        Self {
+            samples: Vec::new(),
+            seen: 0,
+            stride: 1,
+            last: None,
+            last_pss: None,
+            capacity: capacity.max(4),
+        }
     }
 
     /// Takes a sample in; its time is not before those of the others.
@@ -45,6 +53,7 @@ impl Series {
         }
         self.seen += 1;
         self.last = Some(sample);
+        self.last_pss = Some(sample).filter(|sample| sample.pss_bytes.is_some()).or(self.last_pss);
     }
 
     /// The first one.
@@ -55,6 +64,11 @@ impl Series {
     /// The latest one, also if it was not kept.
     pub fn last(&self) -> Option<&RssSample> {
         self.last.as_ref()
+    }
+
+    /// The latest one with Pss.
+    pub fn last_pss(&self) -> Option<&RssSample> {
+        self.last_pss.as_ref()
     }
 
     /// Those that were kept, and the latest.

@@ -106,7 +106,8 @@ fn details(outlook: &Outlook) -> Vec<String> {
             span(evidence.span_s),
             evidence.samples
         );
-        for (name, bytes) in [("swap", last.swap_bytes), ("PSS", last.pss_bytes)] {
+        let pss = outlook.last_pss.and_then(|sample| sample.pss_bytes);
+        for (name, bytes) in [("swap", last.swap_bytes), ("PSS", pss)] {
             if let Some(bytes) = bytes.filter(|bytes| *bytes > 0) {
                 let _ = write!(line, "; {name} {}", size(bytes));
             }
@@ -137,7 +138,7 @@ fn details(outlook: &Outlook) -> Vec<String> {
         }
         lines.push(line);
     }
-    lines.extend(doubling(outlook));
+    lines.extend(doubling(outlook).filter(|_| outlook.verdict.kind.is_growth()));
     lines.extend(outlook.reach.as_ref().map(reach));
     lines
 }
