@@ -136,9 +136,12 @@ impl MemoryGroup {
         Ok(None)
     }
 
-    /// Moves a process into it.
-    pub fn take(&self, pid: u32) -> Result {
-        std::fs::write(self.folder.join("cgroup.procs"), pid.to_string()).context("cannot move the process")
+    /// A command that joins the group and then becomes `command`: what it takes from its begin on counts.
+    pub fn command(&self, command: &Command) -> Command {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(self.folder.join("cgroup.procs"));
+        shell.arg(command.get_program()).args(command.get_args());
+        shell
     }
 }
 

@@ -37,6 +37,8 @@ const MIN_TAIL: usize = 8;
 const STILL_RISING: f64 = 0.3;
 /// Room that the interval may leave for growth, as a part of the level, when no growth is claimed.
 const LEVEL_ROOM: f64 = 0.02;
+/// The same for a floor, as a part of the swings.
+const FLOOR_ROOM: f64 = 0.5;
 
 /// Judges a series of (seconds, bytes) in the order of time. Costs O(n log n) and a constant.
 pub fn judge(points: &[(f64, f64)], floors: &Floors) -> Verdict {
@@ -295,7 +297,7 @@ impl<'a> Figures<'a> {
         if falls && self.matters(-slope) {
             return (Kind::Shrinking, Reason::Trend, None);
         }
-        let room = (LEVEL_ROOM * self.level).max(0.25 * self.swing).max(self.floors.growth_bytes);
+        let room = (LEVEL_ROOM * self.level).max(FLOOR_ROOM * self.swing).max(self.floors.growth_bytes);
         if (slope + half) * self.span_s <= room {
             return (Kind::SawtoothLevel, Reason::FloorLevel, None);
         }

@@ -120,8 +120,13 @@ fn details(outlook: &Outlook) -> Vec<String> {
         if let Some((low, high)) = evidence.interval {
             let _ = write!(line, " (95 %: {} to {})", per_hour(low), per_hour(high));
         }
-        if let Some(p) = evidence.trend_p {
-            let _ = write!(line, ", trend {}", probability(p));
+        // The surer of the two tests: each knows series that the other does not.
+        let tests = [(evidence.trend_p, "Mann–Kendall"), (evidence.drift_p, "mean step")];
+        let tests = tests.into_iter().filter_map(|(p, test)| Some((p?, test)));
+        if let Some((p, test)) =
+            tests.min_by(|a, b| a.0.total_cmp(&b.0)).filter(|_| evidence.cycles.is_none())
+        {
+            let _ = write!(line, ", {test} {}", probability(p));
         }
         if let Some(cycles) = evidence.cycles {
             let _ = write!(line, ", {cycles} cycles");

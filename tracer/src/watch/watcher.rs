@@ -251,7 +251,10 @@ impl Watch {
         if let Some(identity) = successor {
             let parent = (end == ProcessEnd::Executed).then_some(id);
             let new = self.start(tgid, identity, elapsed_ns, parent);
-            if end == ProcessEnd::Exited
+            if end == ProcessEnd::Executed && !self.can_end() {
+                // A supervisor's child joins the group before it executes the program.
+                self.recognise_restart();
+            } else if end == ProcessEnd::Exited
                 && let Some(program) = self.programs.last_mut()
             {
                 program.restart_of = Some(id);
