@@ -5,12 +5,17 @@ use std::fmt::Write as _;
 use super::outlook::{Outlook, Reach, per_hour, span};
 use super::watcher::{Program, Watch};
 use super::{Series, outlook};
-use crate::model::{ProcessEnd, Target};
+use crate::model::{Ledger, LedgerRow, ProcessEnd, Target};
 use crate::report::{escape, human::size};
 use crate::trend::Kind;
 
 /// Programs that are named one by one in the line while it runs.
 const LIVE_NAMES: usize = 3;
+
+/// Rows of the ledger that are named.
+const LEDGER_ROWS: usize = 3;
+/// Growth of a row that is worth a word.
+const LEAST_GROWTH_BYTES: u64 = 256 << 10;
 
 /// `node (1234)`.
 pub fn name(target: &Target) -> String {
@@ -51,6 +56,9 @@ pub fn verdicts(watch: &Watch) -> String {
         let outlook = outlook(&program.series, program.limit.as_ref());
         let _ = writeln!(text, "{}: {}", name(&program.process.target), outlook.sentence());
         for line in life(watch, program).into_iter().chain(details(&outlook)) {
+            let _ = writeln!(text, "  {line}");
+        }
+        if let Some(line) = program.ledgers.as_ref().and_then(|(first, last)| ledger(first, last)) {
             let _ = writeln!(text, "  {line}");
         }
         if program.end.is_none()
@@ -203,6 +211,61 @@ fn next(outlook: &Outlook, tgid: u32) -> Option<String> {
     })
 }
 
+/// The classes of memory that grew most between two ledgers.
+fn ledger(first: &Ledger, last: &Ledger) -> Option<String> {
+    let mut grown: Vec<(u64, &LedgerRow)> = last
+        .rows
+        .iter()
+        .map(|row| {
+            let before = first.rows.iter().find(|old| old.class == row.class && old.label == row.label);
+            (row.rss_bytes.saturating_sub(before.map_or(0, |row| row.rss_bytes)), row)
+        })
+        .filter(|(bytes, _)| *bytes >= LEAST_GROWTH_BYTES)
+        .collect();
+    grown.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    let parts: Vec<String> = grown
+        .into_iter()
+        .take(LEDGER_ROWS)
+        .map(|(bytes, row)| {
+            let label = row.label.as_deref().map(|label| format!(" {}", escape(label))).unwrap_or_default();
+            format!("{}{label} +{}", row.class.phrase(), size(bytes))
+        })
+        .collect();
+    (!parts.is_empty()).then(|| format!("grown: {}", parts.join(", ")))
+}
+
 fn probability(p: f64) -> String {
     if p < 0.0001 { "p < 0.0001".to_owned() } else { format!("p = {p:.4}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LedgerClass, ProcessId};
+
+    #[test]
+    fn what_grew_is_named_largest_first() {
+        let row = |class, label: Option<&str>, rss_bytes| LedgerRow {
+            class,
+            label: label.map(str::to_owned),
+            mapping_count: 1,
+            size_bytes: rss_bytes,
+            rss_bytes,
+            pss_bytes: None,
+            swap_bytes: 0,
+        };
+        let of = |rows: Vec<LedgerRow>| Ledger { process: ProcessId(0), elapsed_ns: 0, rss_bytes: 0, rows };
+        let first = of(vec![row(LedgerClass::Mmap, None, 1 << 20), row(LedgerClass::Kernel, None, 9)]);
+        let last = of(vec![
+            row(LedgerClass::Mmap, None, 3 << 20),
+            row(LedgerClass::Kernel, None, 10),
+            row(LedgerClass::ManagedHeap, Some("V8\nheap"), 4 << 20),
+        ]);
+        let line = ledger(&first, &last);
+        assert_eq!(
+            line.as_deref(),
+            Some("grown: garbage-collected heap V8\\nheap +4.0 MiB, anonymous mappings +2.0 MiB")
+        );
+        assert_eq!(ledger(&last, &last), None);
+    }
 }
