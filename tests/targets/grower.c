@@ -8,8 +8,8 @@
  *   grow       512 KiB every 20 ms
  *   warm       grows for 2 s, ever slower, then is level
  *   cache      grows evenly for 3 s, then is level, one page replaced by another
- *   saw        rises by 16 MiB every 800 ms and falls back to the same floor
- *   saw-leak   the same, and keeps 1 MiB of each cycle
+ *   saw        rises by 16 MiB every 1200 ms and falls back to the same floor
+ *   saw-leak   the same, and keeps 1.5 MiB of each cycle
  *   shrink     begins with 64 MiB and gives 100 KiB back every 20 ms
  *   level      stays
  */
@@ -49,11 +49,11 @@ static size_t wanted(const char *kind, unsigned long ms)
     if (!strcmp(kind, "cache"))
         return base + (ms < 3000 ? ms : 3000) * (32 * mib / 3000);
     /* A third of each cycle on the floor, so that a late sample finds it, too. */
-    unsigned long rising = ms % 800 < 250 ? 0 : ms % 800 - 250;
+    unsigned long rising = ms % 1200 < 450 ? 0 : ms % 1200 - 450;
     if (!strcmp(kind, "saw"))
-        return base + rising * (16 * mib / 550);
+        return base + rising * (16 * mib / 750);
     if (!strcmp(kind, "saw-leak"))
-        return base + rising * (16 * mib / 550) + ms / 800 * mib;
+        return base + rising * (16 * mib / 750) + ms / 1200 * (3 * mib / 2);
     if (!strcmp(kind, "shrink")) {
         unsigned long gone = ms / STEP_MS * (100 << 10);
         return gone < 64 * mib ? base + 64 * mib - gone : base;

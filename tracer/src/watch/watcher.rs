@@ -85,7 +85,7 @@ pub struct Tick {
     pub changes: Vec<Change>,
     /// Ledgers that were due.
     pub ledgers: Vec<Ledger>,
-    /// What the look took.
+    /// CPU time that the look took.
     pub cost: Duration,
 }
 
@@ -181,14 +181,14 @@ impl Watch {
     /// # Errors
     /// [`AttachError`] if `/proc` cannot be listed.
     pub fn tick(&mut self, now: Duration) -> Result<Tick, AttachError> {
-        let begin = Instant::now();
+        let begin = cpu_time();
         let mut tick = Tick::default();
         if let Whom::Scope(scope) = &self.whom
             && self.scope_pace.is_due(now)
         {
             let scope = scope.clone();
             self.look_for_members(&scope, now, &mut tick)?;
-            self.scope_pace.done(now, begin.elapsed());
+            self.scope_pace.done(now, cpu_time().saturating_sub(begin));
         }
         let elapsed_ns = nanoseconds(now);
         // Programs that begin in this look are at the end and get their first sample, too.
@@ -205,7 +205,7 @@ impl Watch {
             self.refresh_limits();
         }
         self.forget();
-        tick.cost = begin.elapsed();
+        tick.cost = cpu_time().saturating_sub(begin);
         Ok(tick)
     }
 
@@ -415,6 +415,12 @@ fn sum(samples: &[RssSample], elapsed_ns: u64) -> Option<RssSample> {
         pss_bytes: add(sum.pss_bytes, sample.pss_bytes),
         ..sum
     }))
+}
+
+/// CPU time of this thread: on a busy machine the time on the wall says little about the cost.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Whole nanoseconds; 584 years fit.
