@@ -16,6 +16,7 @@ mod old_kernel;
 mod output;
 mod processes;
 mod runtime;
+mod watch;
 
 use anyhow::ensure;
 use tracer_tests::report::Report;

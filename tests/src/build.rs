@@ -68,6 +68,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("startup", Recipe::C, "startup"),
     ("puppet", Recipe::C, "puppet"),
     ("family", Recipe::C, "family"),
+    ("grower", Recipe::C, "grower"),
     ("spin_pairs", Recipe::C, "spin_pairs"),
     ("exceptions", Recipe::Cpp, "exceptions"),
     ("server_stripped", Recipe::CppStripped, "server_stripped"),

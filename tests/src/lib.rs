@@ -6,6 +6,7 @@
 //! * [`target`]: a running target and its handshake.
 //! * [`tracer`]: offheap, attached or running a command, and its report.
 //! * [`report`]: `offheap report --format json`.
+//! * [`watch`]: `offheap watch` and its JSON.
 //! * [`truth`]: what a target knows, and the exact comparison.
 //! * [`require`]: what this machine must have; a skip is reported, or fails.
 
@@ -16,6 +17,7 @@ pub mod require;
 pub mod target;
 pub mod tracer;
 pub mod truth;
+pub mod watch;
 
 /// What the tests return.
 pub type Result<T = ()> = anyhow::Result<T>;

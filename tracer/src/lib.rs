@@ -27,5 +27,7 @@ pub mod profile;
 pub mod export;
 pub mod report;
 
+pub mod watch;
+
 pub mod cli;
 pub mod cmd;

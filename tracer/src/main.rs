@@ -70,6 +70,7 @@ fn run(invocation: &Invocation, width: Option<u16>) -> anyhow::Result<ExitCode> 
         Action::Export(plan) => cmd::export::run(plan, out, err)?,
         Action::Diff(plan) => cmd::diff::run(plan, out, err)?,
         Action::Rss(plan) => cmd::rss::run(plan, out, err)?,
+        Action::Watch(plan) => cmd::watch::run(plan, invocation.verbosity, out, err)?,
         Action::Doctor { tgid, selection } => cmd::doctor::run(*tgid, selection, out)?,
         Action::Demo { output_directory } => {
             cmd::demo::run(output_directory, invocation.color_stdout, width, out, err)?

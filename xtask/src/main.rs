@@ -6,6 +6,7 @@ mod demo;
 mod ebpf;
 mod kernel_tests;
 mod setup;
+mod simulate;
 mod test;
 mod vm;
 
@@ -34,6 +35,8 @@ enum Step {
     Vm(vm::Arguments),
     /// Measure what tracing costs, beside empty probes and other tools, as root.
     Bench(bench::Arguments),
+    /// Measure how often the verdicts on memory series are wrong, on made-up series.
+    Simulate(simulate::Arguments),
     /// Build offheap and run its demo, as root.
     Demo(demo::Demo),
     /// Compare the in-kernel unwinder with a full DWARF walk on a running process, as root.
@@ -47,6 +50,7 @@ fn run(step: &Step) -> Result<()> {
         Step::Test(arguments) => test::run_steps(arguments),
         Step::Vm(arguments) => vm::run(arguments),
         Step::Bench(arguments) => bench::run(arguments),
+        Step::Simulate(arguments) => simulate::run(arguments),
         Step::Demo(arguments) => demo::demo(arguments),
         Step::ValidateUnwind(arguments) => demo::validate_unwind(arguments),
     }

@@ -118,6 +118,8 @@ pub(super) enum CommandArgs {
     Diff(DiffArgs),
     /// Say where a process's resident memory lies
     Rss(RssArgs),
+    /// Watch the memory of processes, without probes, and say whether it grows
+    Watch(super::watch::WatchArgs),
     /// Show what this kernel and a process allow, and what would be attached
     Doctor(DoctorArgs),
     /// Trace a leaking program that is part of offheap

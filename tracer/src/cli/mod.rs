@@ -11,6 +11,7 @@ pub mod plan;
 mod quantity;
 mod resolve;
 mod rss;
+mod watch;
 
 #[cfg(test)]
 mod tests;

@@ -161,6 +161,18 @@ choices! {
 }
 
 choices! {
+    /// Form of what `watch` prints.
+    WatchFormat {
+        /// For a person.
+        Text = "text",
+        /// For a program.
+        Json = "json",
+        /// Every sample.
+        Csv = "csv",
+    }
+}
+
+choices! {
     /// Whether to use colours.
     ColorChoice {
         /// On a terminal, unless NO_COLOR is set.
@@ -225,6 +237,8 @@ pub enum Action {
     Diff(DiffPlan),
     /// `offheap rss`.
     Rss(RssPlan),
+    /// `offheap watch`.
+    Watch(WatchPlan),
     /// `offheap doctor`.
     Doctor {
         /// The process that is looked at, if any.
@@ -311,6 +325,27 @@ pub struct RecordPlan {
     pub bpf_log: Option<BpfLogLevel>,
     /// Whether the report follows.
     pub then_report: bool,
+}
+
+/// A watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchPlan {
+    /// Whom; never a command.
+    pub target: TargetPlan,
+    /// How long; `None`: until the target ends or the user stops it.
+    pub duration: Option<Duration>,
+    /// Time between two samples.
+    pub interval: Duration,
+    /// Whether that time grows with the length of the watch.
+    pub adapts: bool,
+    /// Most processes at one time.
+    pub max_processes: u32,
+    /// Form of the output.
+    pub format: WatchFormat,
+    /// The capture file, if one is written.
+    pub output: Option<PathBuf>,
+    /// Whether an existing file is overwritten.
+    pub force: bool,
 }
 
 /// Which sites are looked at.

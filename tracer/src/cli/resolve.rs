@@ -68,6 +68,7 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
         }
         CommandArgs::Diff(args) => Action::Diff(diff(args, color, width)?),
         CommandArgs::Rss(args) => Action::Rss(rss(args, width)?),
+        CommandArgs::Watch(args) => Action::Watch(super::watch::resolve(args)?),
         CommandArgs::Doctor(args) => {
             let tgid = match (args.target, args.pid) {
                 (None, None) => None,
@@ -252,7 +253,7 @@ fn record_target(args: &RecordArgs) -> Result<TargetPlan, String> {
     }
 }
 
-fn processes(targets: &[String], pids: &[&str]) -> Result<TargetPlan, String> {
+pub(super) fn processes(targets: &[String], pids: &[&str]) -> Result<TargetPlan, String> {
     if let Some(target) =
         targets.iter().find(|target| !target.starts_with(|first: char| first.is_ascii_digit()))
     {

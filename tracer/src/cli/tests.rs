@@ -430,3 +430,39 @@ fn a_look_at_resident_memory_has_its_settings() {
     assert!(complaint("rss").contains("process id"));
     assert!(complaint("rss 7 --by size").contains("`class` or `label`"), "{}", complaint("rss 7 --by size"));
 }
+
+#[test]
+fn a_watch_has_defaults_and_rules() {
+    let plan = |line: &str| match action(line) {
+        Action::Watch(plan) => plan,
+        other => panic!("{line}: {other:?}"),
+    };
+    let expected = WatchPlan {
+        target: TargetPlan::Processes(vec![pid(7), pid(8)]),
+        duration: None,
+        interval: Duration::from_secs(1),
+        adapts: true,
+        max_processes: 256,
+        format: WatchFormat::Text,
+        output: None,
+        force: false,
+    };
+    assert_eq!(plan("watch 7 8"), expected);
+    assert_eq!(plan("watch 7 -p 8"), expected);
+    let plan = plan("watch --cgroup /a --interval 5s --duration 1h --format csv --out x --force");
+    assert_eq!(plan.target, TargetPlan::Scope(Scope::Cgroup("/a".into())));
+    assert_eq!((plan.interval, plan.adapts), (Duration::from_secs(5), false));
+    assert_eq!((plan.format, plan.force), (WatchFormat::Csv, true));
+    assert_eq!(plan.output, Some(PathBuf::from("x")));
+    for (line, words) in [
+        ("watch", "nothing to watch"),
+        ("watch node", "not a process id"),
+        ("watch 7 7", "given twice"),
+        ("watch 7 --cgroup /a", "one of them"),
+        ("watch 7 --duration 1s --interval 2s", "no series"),
+        ("watch 7 --interval 5", "without a unit"),
+        ("watch 7 --force", "--output"),
+    ] {
+        assert!(complaint(line).contains(words), "{line}: {}", complaint(line));
+    }
+}

@@ -10,6 +10,7 @@ pub mod record;
 pub mod report;
 pub mod rss;
 pub mod unwind;
+pub mod watch;
 
 /// Exit status of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

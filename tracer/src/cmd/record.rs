@@ -112,7 +112,7 @@ fn run_command(
 }
 
 /// A capture that is made through `sudo` belongs to whoever called it, so that `report` needs no `sudo`.
-fn owner_of(invoker: &Invoker) -> Owner {
+pub(super) fn owner_of(invoker: &Invoker) -> Owner {
     Owner { uid: invoker.uid, gid: invoker.gid }
 }
 

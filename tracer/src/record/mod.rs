@@ -3,7 +3,7 @@
 mod address_space;
 mod check;
 mod classes;
-mod clock;
+pub(crate) mod clock;
 mod code_store;
 mod error;
 mod event;
@@ -26,7 +26,7 @@ mod roster;
 mod rss;
 mod session;
 mod stacks;
-mod wait;
+pub(crate) mod wait;
 
 pub use check::{Attached, Comparison, validate};
 pub use error::RecordError;

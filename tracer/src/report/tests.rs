@@ -173,6 +173,58 @@ fn reports_match_their_schema() {
     }
 }
 
+/// Validates against the part of JSON Schema that the file uses; any other keyword is an error.
+pub(crate) fn check(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
+    let is = |name: &str| match name {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "integer" => value.is_u64() || value.is_i64(),
+        "number" => value.is_number(),
+        "boolean" => value.is_boolean(),
+        "null" => value.is_null(),
+        other => panic!("type {other} in the schema"),
+    };
+    let fail = |what: &str| Err(format!("{at}: {what}: {value}"));
+    for (keyword, rule) in schema.as_object().unwrap() {
+        match keyword.as_str() {
+            "$schema" | "$id" | "title" | "description" => {}
+            "type" => {
+                let types: Vec<_> = rule.as_array().map_or(vec![rule], |types| types.iter().collect());
+                if !types.iter().any(|name| is(name.as_str().unwrap())) {
+                    return fail("type");
+                }
+            }
+            "const" if rule != value => return fail("const"),
+            "enum" if !rule.as_array().unwrap().contains(value) => return fail("enum"),
+            "minimum" if value.as_f64().is_some_and(|number| number < rule.as_f64().unwrap()) => {
+                return fail("minimum");
+            }
+            "const" | "enum" | "minimum" => {}
+            "items" => {
+                for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+                    check(rule, item, &format!("{at}[{index}]"))?;
+                }
+            }
+            "required" => {
+                let missing = |name: &&Value| value.get(name.as_str().unwrap()).is_none();
+                if value.is_object() && rule.as_array().unwrap().iter().any(|name| missing(&name)) {
+                    return fail("required");
+                }
+            }
+            "properties" => {
+                for (name, inner) in value.as_object().into_iter().flatten() {
+                    let rule = rule.get(name).ok_or_else(|| format!("{at}.{name} is not in the schema"))?;
+                    check(rule, inner, &format!("{at}.{name}"))?;
+                }
+            }
+            "additionalProperties" => assert_eq!(rule, &Value::Bool(false)),
+            other => panic!("keyword {other} in the schema"),
+        }
+    }
+    Ok(())
+}
+
 /// Everything that is done with a file, whoever wrote it.
 fn digest(path: &Path) -> bool {
     let Ok(capture) = Capture::open(path) else { return false };

@@ -37,6 +37,8 @@ const MIN_TAIL: usize = 8;
 const STILL_RISING: f64 = 0.3;
 /// Room that the interval may leave for growth, as a part of the level, when no growth is claimed.
 const LEVEL_ROOM: f64 = 0.02;
+/// The same for a floor, as a part of the swings.
+const FLOOR_ROOM: f64 = 0.5;
 
 /// Judges a series of (seconds, bytes) in the order of time. Costs O(n log n) and a constant.
 pub fn judge(points: &[(f64, f64)], floors: &Floors) -> Verdict {
@@ -115,7 +117,7 @@ fn quantile(sorted: &[f64], part: f64) -> f64 {
 fn base_evidence(series: &[(f64, f64)]) -> Evidence {
     let edge = (series.len() / 10).max(3).min(series.len());
     let (start, end) = (median_of(&series[..edge]), median_of(&series[series.len() - edge..]));
-    let doublings_s = doublings(series);
+    let doublings_s = doublings(series, start);
     let doubled_in_equal_times = match doublings_s.as_slice() {
         [.., before, last] => Some((last - before).abs() <= 0.25 * before.max(*last)),
         _ => None,
@@ -133,9 +135,12 @@ fn base_evidence(series: &[(f64, f64)]) -> Evidence {
     }
 }
 
-/// Times between the moments at which the series reached two, four, eight… times its start for good.
-fn doublings(series: &[(f64, f64)]) -> Vec<f64> {
-    let Some(&(begin_s, start)) = series.first() else { return Vec::new() };
+/// Times between the moments at which the series reached two, four, eight… times its start for good. The start is the
+/// first value, or the median of the first ones if that is more than twice as much: a process that has just begun has next to
+/// nothing.
+fn doublings(series: &[(f64, f64)], typical: f64) -> Vec<f64> {
+    let Some(&(begin_s, first)) = series.first() else { return Vec::new() };
+    let start = if first < typical / 2.0 { typical } else { first };
     let mut goal = 2.0 * start;
     let (mut since, mut times) = (begin_s, Vec::new());
     if start <= 0.0 {
@@ -292,7 +297,7 @@ impl<'a> Figures<'a> {
         if falls && self.matters(-slope) {
             return (Kind::Shrinking, Reason::Trend, None);
         }
-        let room = (LEVEL_ROOM * self.level).max(0.25 * self.swing).max(self.floors.growth_bytes);
+        let room = (LEVEL_ROOM * self.level).max(FLOOR_ROOM * self.swing).max(self.floors.growth_bytes);
         if (slope + half) * self.span_s <= room {
             return (Kind::SawtoothLevel, Reason::FloorLevel, None);
         }

@@ -94,13 +94,13 @@ fn doublings_are_those_that_stayed() {
 #[test]
 fn error_rates_are_what_the_documentation_says() {
     for case in cases() {
-        let rates = case.rates(300, 31);
+        let rates = case.rates(100, 31);
         let growth: f64 =
             Kind::ALL.into_iter().zip(rates).filter(|(kind, _)| kind.is_growth()).map(|(_, r)| r).sum();
         match case.truth {
-            // Three of 300 more than the promised 1 % would be chance.
-            Truth::Bounded => assert!(growth <= 0.02, "{}: {growth}", case.name),
-            Truth::Leaks => assert!(growth >= 0.93, "{}: {growth}", case.name),
+            // Of so few, two more than the promised 1 % would be chance.
+            Truth::Bounded => assert!(growth <= 0.03, "{}: {growth}", case.name),
+            Truth::Leaks => assert!(growth >= 0.91, "{}: {growth}", case.name),
             Truth::Unknowable => {}
         }
     }
