@@ -1,4 +1,4 @@
-//! Reads where the memory of processes lies, what their runtimes say, and their limits.
+//! Reads how much memory processes have, where it lies, what their runtimes say, and their limits.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,7 +7,9 @@ use rusqlite::Row;
 use super::read::{Loader, MAX_ROWS, ProcessRow};
 use super::row::{id, nullable, text, unsigned};
 use super::series::thinned;
-use crate::model::{Ledger, LedgerClass, LedgerRow, Lifetime, MemoryLimit, ProcessId, RuntimeFigure};
+use crate::model::{
+    Ledger, LedgerClass, LedgerRow, Lifetime, MemoryLimit, ProcessId, RssSample, RuntimeFigure,
+};
 
 /// Most rows of ledgers after thinning, and most figures. A label is at most 64 KiB, and shared by no rows.
 const MAX_LEDGER_ROWS: usize = 500_000;
@@ -32,6 +34,30 @@ struct Look {
 }
 
 impl Loader<'_> {
+    pub(super) fn rss(&mut self, processes: &[ProcessRow]) -> rusqlite::Result<Vec<RssSample>> {
+        let mut last_ns: HashMap<ProcessId, u64> = HashMap::new();
+        let mut samples = Vec::new();
+        self.each(self.queries.rss, MAX_ROWS, |row| {
+            let process = ProcessId(id(row, 0)?);
+            processes.binary_search_by_key(&process, |row| row.process.id).ok()?;
+            let last_ns = last_ns.entry(process).or_default();
+            let elapsed_ns = unsigned(row, 1).filter(|elapsed_ns| *elapsed_ns >= *last_ns)?;
+            samples.push(RssSample {
+                process,
+                elapsed_ns,
+                rss_bytes: unsigned(row, 2)?,
+                anonymous_bytes: nullable(row, 3, unsigned)?,
+                file_bytes: nullable(row, 4, unsigned)?,
+                shared_bytes: nullable(row, 5, unsigned)?,
+                swap_bytes: nullable(row, 6, unsigned)?,
+                pss_bytes: nullable(row, 7, unsigned)?,
+            });
+            *last_ns = elapsed_ns;
+            Some(())
+        })?;
+        Ok(samples)
+    }
+
     pub(super) fn ledgers(&mut self, processes: &[ProcessRow]) -> rusqlite::Result<Vec<Ledger>> {
         let Some(queries) = self.queries.memory else { return Ok(Vec::new()) };
         let looks = self.looks(queries.looks, processes)?;

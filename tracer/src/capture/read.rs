@@ -368,30 +368,6 @@ impl Loader<'_> {
         Ok(residents)
     }
 
-    fn rss(&mut self, processes: &[ProcessRow]) -> rusqlite::Result<Vec<RssSample>> {
-        let mut last_ns: HashMap<ProcessId, u64> = HashMap::new();
-        let mut samples = Vec::new();
-        self.each(self.queries.rss, MAX_ROWS, |row| {
-            let process = ProcessId(id(row, 0)?);
-            processes.binary_search_by_key(&process, |row| row.process.id).ok()?;
-            let last_ns = last_ns.entry(process).or_default();
-            let elapsed_ns = unsigned(row, 1).filter(|elapsed_ns| *elapsed_ns >= *last_ns)?;
-            samples.push(RssSample {
-                process,
-                elapsed_ns,
-                rss_bytes: unsigned(row, 2)?,
-                anonymous_bytes: nullable(row, 3, unsigned)?,
-                file_bytes: nullable(row, 4, unsigned)?,
-                shared_bytes: nullable(row, 5, unsigned)?,
-                swap_bytes: nullable(row, 6, unsigned)?,
-                pss_bytes: nullable(row, 7, unsigned)?,
-            });
-            *last_ns = elapsed_ns;
-            Some(())
-        })?;
-        Ok(samples)
-    }
-
     fn losses(&mut self) -> rusqlite::Result<Vec<LossTally>> {
         let sql = "SELECT reason, count, bytes, is_incomplete, meaning FROM loss ORDER BY position";
         self.all(sql, MAX_HEAD_ROWS, |row| {

@@ -76,6 +76,43 @@ mod tests {
     }
 
     #[test]
+    fn every_format_goes_to_a_private_file_and_never_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.offheap");
+        let victim = dir.path().join("victim");
+        leaky().write(&file);
+        fs::write(&victim, "precious").unwrap();
+        let starts: [(ExportFormat, &[u8]); 7] = [
+            (ExportFormat::Folded, b"__libc_start_main;main;"),
+            (ExportFormat::Svg, b"<?xml"),
+            (ExportFormat::Pprof, &[0x1f, 0x8b]),
+            (ExportFormat::Speedscope, b"{\"$schema\""),
+            (ExportFormat::Csv, b"seconds,"),
+            (ExportFormat::Html, b"<!doctype html>"),
+            (ExportFormat::Json, b"{\n  \"schema\": \"offheap.report/1\""),
+        ];
+        for (index, (format, start)) in starts.into_iter().enumerate() {
+            let output = dir.path().join(format!("out-{index}"));
+            std::os::unix::fs::symlink(&victim, &output).unwrap();
+            let selection = Selection::default();
+            let mut plan = ExportPlan {
+                file: file.clone(),
+                format,
+                selection,
+                output: Some(output.clone()),
+                force: false,
+            };
+            assert!(run(&plan, &mut Vec::new(), &mut Vec::new()).is_err(), "{format:?}");
+            plan.force = true;
+            run(&plan, &mut Vec::new(), &mut Vec::new()).unwrap();
+            assert_eq!(fs::symlink_metadata(&output).unwrap().permissions().mode() & 0o777, 0o600);
+            let bytes = fs::read(&output).unwrap();
+            assert!(bytes.starts_with(start), "{format:?}: {:?}", bytes.get(..40));
+            assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        }
+    }
+
+    #[test]
     fn a_graph_of_nothing_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let (file, output) = (dir.path().join("x.offheap"), dir.path().join("x.svg"));

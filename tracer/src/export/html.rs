@@ -178,7 +178,11 @@ fn rss(profile: &Profile) -> Value {
         thinned(&times_ns).into_iter().filter_map(|index| samples.get(index).copied()).collect();
     let column = |name: &str, bytes: &dyn Fn(&RssSample) -> Option<u64>| {
         let values: Vec<Option<u64>> = kept.iter().map(|sample| bytes(sample)).collect();
-        values.iter().any(Option::is_some).then(|| json!({ "name": name, "bytes": values }))
+        // A process that never swapped needs no line that says so.
+        values
+            .iter()
+            .any(|bytes| bytes.is_some_and(|bytes| bytes > 0))
+            .then(|| json!({ "name": name, "bytes": values }))
     };
     let columns = [
         column("RSS", &|sample| Some(sample.rss_bytes)),

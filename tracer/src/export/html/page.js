@@ -41,7 +41,7 @@
 
   const head = () => {
     const window_ = report.window;
-    const facts = [data.duration + (window_.start ? " from " + window_.start : ""), report.target.cmdline.join(" ")];
+    const facts = [data.duration + (window_.start ? " from " + window_.start.replace(/\.\d+Z$/, "Z") : ""), report.target.cmdline.join(" ")];
     const runtime = report.target.runtime;
     if (runtime) facts.push(runtime.name + (runtime.version ? " " + runtime.version : ""));
     main.append(
@@ -294,7 +294,7 @@
     if (report.mappings.length) {
       main.append(el("section", { class: "card" }, el("h2", { text: "Memory of the runtime and of allocators (not counted as leaks)" }),
         table(["bytes", "growth", "seen as", "class", "what", "advice"], report.mappings.slice(0, 60).map((row) => [size(row.outstanding_bytes), rate(row.growth_bytes_per_s),
-          row.lens === "faults" ? "pages" : "mappings", row.class, [row.allocator, row.label].filter(Boolean).join(", "), row.advice || ""]), [2, 3, 4, 5])));
+          row.lens === "faults" ? "pages" : "mappings", row.class, [...new Set([row.allocator, row.label])].filter(Boolean).join(", "), row.advice || ""]), [2, 3, 4, 5])));
     }
   };
 
@@ -315,8 +315,9 @@
     const text = (row) => [row.label, row.site.lens, row.site.class, row.site.label, ...row.site.stack.map((line) => [line.function, line.object].join(" "))].join(" ").toLowerCase();
     rows.forEach((row) => { row.text = text(row); });
     const stack = (site) => el("ol", { class: "stack" }, ...site.stack.map((line, index) => {
-      const place = [line.file ? line.file + (line.line ? ":" + line.line : "") : null, line.object, line.inlined ? "inlined" : null].filter(Boolean).join("  ");
-      return el("li", { class: index === site.culprit ? "culprit" : null, text: (line.function || line.offset || "?") + (place ? "  " + place : "") });
+      const base = (path) => path.slice(path.lastIndexOf("/") + 1) || path;
+      const place = [line.file ? base(line.file) + (line.line ? ":" + line.line : "") : null, line.object ? base(line.object) : null, line.inlined ? "inlined" : null].filter(Boolean).join("  ");
+      return el("li", { class: index === site.culprit ? "culprit" : null, title: [line.file, line.object].filter(Boolean).join("\n"), text: (line.function || line.offset || "?") + (place ? "  " + place : "") });
     }), site.stack_end === "thread-start" ? null : el("li", { text: "[" + (site.stack_lost ? "stack lost" : "ends: " + site.stack_end) + "]" }));
     const fill = () => {
       const wanted = filter.value.toLowerCase();
@@ -330,10 +331,20 @@
           return falling ? -order : order;
         });
       }
-      body.replaceChildren(...shown.map((row) => el("tr", {},
-        ...columns.map(([title, key, isText, format]) => (title === "function"
-          ? el("td", { class: "name" }, el("details", {}, el("summary", { text: row.label }), stack(row.site)))
-          : el("td", { class: isText ? "text" : null, text: format ? format(key(row)) : String(key(row) ?? "–") }))))));
+      body.replaceChildren(...shown.flatMap((row) => {
+        // The stack has a row of its own, as wide as the table.
+        const place = el("td", { class: "name", colspan: String(columns.length) });
+        const below = el("tr", { hidden: "" }, place);
+        const open = el("button", { type: "button", class: "open", "aria-expanded": "false", text: row.label });
+        open.addEventListener("click", () => {
+          if (!place.firstChild) place.append(stack(row.site));
+          below.hidden = !below.hidden;
+          open.setAttribute("aria-expanded", String(!below.hidden));
+        });
+        return [el("tr", {}, ...columns.map(([title, key, isText, format]) => (title === "function"
+          ? el("td", { class: "name" }, open)
+          : el("td", { class: isText ? "text" : null, text: format ? format(key(row)) : String(key(row) ?? "–") })))), below];
+      }));
       headers.forEach((header, index) => {
         if (index === by) header.setAttribute("aria-sort", falling ? "descending" : "ascending");
         else header.removeAttribute("aria-sort");
