@@ -38,7 +38,7 @@ fn shapes() {
     assert_eq!(kind(|_| 0.0), Kind::Level);
     assert_eq!(kind(ripple), Kind::Level);
     assert_eq!(kind(|second| 3.0 * second + ripple(second)), Kind::Growing);
-    assert_eq!(kind(|second| -1.0 * second + ripple(second)), Kind::Shrinking);
+    assert_eq!(kind(|second| ripple(second) - second), Kind::Shrinking);
     assert_eq!(kind(|second| 50.0 * (1.0 - (-second / 3.0).exp()) + ripple(second)), Kind::WarmUp);
     assert_eq!(kind(|second| if second < 12.0 { 0.0 } else { 40.0 } + ripple(second)), Kind::Plateau);
     assert_eq!(kind(|second| 4.0 * second.min(17.0) + ripple(second)), Kind::Plateau);
