@@ -48,7 +48,7 @@ static size_t wanted(const char *kind, unsigned long ms)
     }
     if (!strcmp(kind, "cache"))
         return base + (ms < 3000 ? ms : 3000) * (32 * mib / 3000);
-    /* A third of each cycle on the floor, so that a late sample finds it, too. */
+    /* More than a third of each cycle on the floor, so that a late sample finds it, too. */
     unsigned long rising = ms % 1200 < 450 ? 0 : ms % 1200 - 450;
     if (!strcmp(kind, "saw"))
         return base + rising * (16 * mib / 750);
