@@ -26,6 +26,8 @@ enum Recipe {
     Node,
     /// JNI library and class.
     Java,
+    /// Class.
+    JavaOnly,
     /// C or C++, linked in a way of its own.
     Linked(Linked),
     /// Go with C code, in a folder of its own; further arguments of `go build`.
@@ -62,11 +64,16 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("interposed", Recipe::C, "interposed"),
     ("mappings", Recipe::C, "mappings"),
     ("faults", Recipe::C, "faults"),
+    ("faults_family", Recipe::C, "faults_family"),
+    ("faults_many", Recipe::C, "faults_many"),
+    ("faults_stripped", linked("gcc", "faults.c", &["-static", "-s", "-pthread"], &[]), "faults_stripped"),
+    ("FaultsJava", Recipe::JavaOnly, "FaultsJava.class"),
     ("noleak", Recipe::C, "noleak"),
     ("startup", Recipe::C, "startup"),
     ("puppet", Recipe::C, "puppet"),
     ("family", Recipe::C, "family"),
     ("spin_pairs", Recipe::C, "spin_pairs"),
+    ("spin_pages", Recipe::C, "spin_pages"),
     ("exceptions", Recipe::Cpp, "exceptions"),
     ("server_stripped", Recipe::CppStripped, "server_stripped"),
     ("leak_rust", Recipe::Rust, "leak_rust"),
@@ -214,6 +221,11 @@ impl Recipe {
                 let mut javac = Command::new("javac");
                 javac.arg("-d").arg(directory).arg(sources().join(format!("{name}.java")));
                 vec![gcc, javac]
+            }
+            Self::JavaOnly => {
+                let mut javac = Command::new("javac");
+                javac.arg("-d").arg(directory).arg(sources().join(format!("{name}.java")));
+                vec![javac]
             }
             Self::Go(folder, arguments) => {
                 // `OFFHEAP_GO` is another toolchain's `go`: the runtime's assembly differs between versions.

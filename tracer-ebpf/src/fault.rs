@@ -92,7 +92,8 @@ fn fault(ctx: &RawTracePointContext, (pid_tgid, tgid): (u64, u32), (leaf, flags)
     if flags & FAULT_ON_PRESENT == 0 {
         flags |= FAULT_FRESH;
     }
-    if address.wrapping_sub(start.sp.wrapping_sub(BELOW_STACK_BYTES)) < BELOW_STACK_BYTES + ABOVE_STACK_BYTES {
+    if address.wrapping_sub(start.sp.wrapping_sub(BELOW_STACK_BYTES)) < BELOW_STACK_BYTES + ABOVE_STACK_BYTES
+    {
         flags |= FAULT_ON_STACK;
     }
     let key = PageKey { tgid, reserved: 0, page };
@@ -101,12 +102,7 @@ fn fault(ctx: &RawTracePointContext, (pid_tgid, tgid): (u64, u32), (leaf, flags)
 
 /// The site of the stack; from inside an allocator call, whose return address may be our trampoline, it ends there.
 #[inline(always)]
-fn locate<C: aya_ebpf::EbpfContext>(
-    ctx: &C,
-    (pid_tgid, tgid): (u64, u32),
-    start: Start,
-    bytes: u64,
-) -> u32 {
+fn locate<C: aya_ebpf::EbpfContext>(ctx: &C, (pid_tgid, tgid): (u64, u32), start: Start, bytes: u64) -> u32 {
     let mut call_sp = 0;
     if let Some(call) = CALLS.get_ptr(pid_tgid) {
         // SAFETY: a map value that only this thread's programs write.

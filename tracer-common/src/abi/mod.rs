@@ -21,8 +21,8 @@ pub use event::{
 };
 pub use fault::{
     BLOCK_SHIFT, EVENT_FAULT_RANGE, EVENT_FAULTS_PENDING, FAULT_FRESH, FAULT_IN_KERNEL, FAULT_LEVEL_KERNEL,
-    FAULT_LEVEL_USER, FAULT_ON_PRESENT, FAULT_ON_STACK, FAULT_STATES, FAULT_WRITE, FAULTS_ADDED, FAULTS_TAKEN,
-    MAX_FAULT_LEVEL, PageFault, PageKey, is_admitted, pending_limit,
+    FAULT_LEVEL_USER, FAULT_ON_PRESENT, FAULT_ON_STACK, FAULT_STATES, FAULT_WRITE, FAULTS_ADDED,
+    FAULTS_TAKEN, MAX_FAULT_LEVEL, PageFault, PageKey, is_admitted, pending_limit,
 };
 pub use loss::{Loss, Tally};
 pub use mapping::{

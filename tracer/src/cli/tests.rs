@@ -116,7 +116,13 @@ fn a_recording_takes_every_option() {
         force: true,
         min_size_bytes: 64,
         max_size_bytes: 1 << 20,
-        limits: Limits { max_live_blocks: 5000, max_sites: 128, max_threads: 64, stack_ring_bytes: 1 << 20, ..Limits::DEFAULT },
+        limits: Limits {
+            max_live_blocks: 5000,
+            max_sites: 128,
+            max_threads: 64,
+            stack_ring_bytes: 1 << 20,
+            ..Limits::DEFAULT
+        },
         lenses: vec![LensKey::Mmap],
         follow: false,
         max_processes: 9,
@@ -176,7 +182,8 @@ fn a_command_is_recorded_until_it_ends_and_keeps_its_own_options() {
 #[test]
 fn documented_defaults_are_the_real_ones() {
     let help = command().find_subcommand("record").unwrap().clone().render_long_help().to_string();
-    let Limits { max_live_blocks, max_sites, max_threads, stack_ring_bytes, max_fault_pages } = Limits::DEFAULT;
+    let Limits { max_live_blocks, max_sites, max_threads, stack_ring_bytes, max_fault_pages } =
+        Limits::DEFAULT;
     for default in [max_live_blocks, max_sites, max_threads, max_fault_pages] {
         assert!(help.contains(&format!("[default: {default}]")), "{default}");
     }

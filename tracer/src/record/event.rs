@@ -1,8 +1,9 @@
 //! Decodes the records of the event ring. Copies from length-checked slices; unknown kinds are counted.
 
 use tracer_common::abi::{
-    EVENT_EXEC, EVENT_FAULT_RANGE, EVENT_FAULTS_PENDING, EVENT_FORK, EVENT_MAPPING, EVENT_REFRESH, EVENT_STACK, EventHeader, FORK_EXECUTED,
-    LENS_FAULTS, LENS_MMAP, MAX_FRAMES, MappingEvent, StackEnd, StackEvent, read,
+    EVENT_EXEC, EVENT_FAULT_RANGE, EVENT_FAULTS_PENDING, EVENT_FORK, EVENT_MAPPING, EVENT_REFRESH,
+    EVENT_STACK, EventHeader, FORK_EXECUTED, LENS_FAULTS, LENS_MMAP, MAX_FRAMES, MappingEvent, StackEnd,
+    StackEvent, read,
 };
 
 use crate::model::{AllocatorId, Lens};

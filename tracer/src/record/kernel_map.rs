@@ -161,9 +161,7 @@ fn batches<K: Plain + Default, V: Plain + Default>(
             ..BatchAttr::default()
         };
         // SAFETY: `attr` and everything it points to is alive, and of the sizes given.
-        let status = unsafe {
-            libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<BatchAttr>())
-        };
+        let status = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<BatchAttr>()) };
         let error = (status != 0).then(io::Error::last_os_error);
         match error.as_ref().and_then(io::Error::raw_os_error) {
             // One bucket holds more than the buffers do: nothing was copied.

@@ -257,7 +257,8 @@ impl PageBook {
     pub fn begin(&mut self, areas: &[Area], runs: &[PageRun]) {
         let mut start_pages = 0;
         for (number, seen) in seen(areas, runs) {
-            let (held, copied) = self.chunks.get(&number).map_or((0, 0), |chunk| (chunk.held(), chunk.copied));
+            let (held, copied) =
+                self.chunks.get(&number).map_or((0, 0), |chunk| (chunk.held(), chunk.copied));
             let before = seen.resident & !held;
             start_pages += u64::from((before | seen.resident & copied).count_ones());
             if before != 0 {
@@ -367,7 +368,8 @@ impl PageBook {
                 let page = base + u64::from(index);
                 let Some(area) = area_of(areas, page) else { continue };
                 let is_file = seen.file >> index & 1 == 1;
-                let populated = self.populated.iter().rev().find(|(start, end, _)| (*start..*end).contains(&page));
+                let populated =
+                    self.populated.iter().rev().find(|(start, end, _)| (*start..*end).contains(&page));
                 let near = || {
                     nearest(&faults, page, |fault| {
                         (area.start..area.end).contains(&fault.page) && (is_file || fault.is_write)
@@ -508,7 +510,8 @@ impl PageBook {
         let index = uses.iter().position(|one| one.kind == area.kind && one.name == area.name);
         let index = index.or_else(|| {
             let name = area.name.clone();
-            (uses.len() < MAX_USES).then(|| uses.push(Use { kind: area.kind, name, pages: 0, on_stack: 0 }))?;
+            (uses.len() < MAX_USES)
+                .then(|| uses.push(Use { kind: area.kind, name, pages: 0, on_stack: 0 }))?;
             uses.len().checked_sub(1)
         });
         if let Some(one) = index.and_then(|index| uses.get_mut(index)) {

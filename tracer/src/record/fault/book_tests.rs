@@ -184,7 +184,8 @@ fn samples_stand_for_the_rest() {
             book.fault((block << BLOCK_SHIFT) + page, &write(if block % 4 == 0 { 1 } else { 2 }));
         }
     }
-    let runs: Vec<_> = (0..blocks).map(|block| run(block << BLOCK_SHIFT, (block << BLOCK_SHIFT) + 4, PRESENT)).collect();
+    let runs: Vec<_> =
+        (0..blocks).map(|block| run(block << BLOCK_SHIFT, (block << BLOCK_SHIFT) + 4, PRESENT)).collect();
     look(&mut book, &areas, &runs);
     assert_eq!((pages(&book, 1).0, pages(&book, 2).0), (4096, 3 * 4096));
     for level in [1, 4] {

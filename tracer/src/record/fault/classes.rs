@@ -1,6 +1,8 @@
 //! What the pages of a site are: by where they lie, never by who touched them, with one exception. An allocator that
 //! touches anonymous memory itself, its headers and lists, does so in memory of its own.
 
+use std::collections::BTreeMap;
+
 use super::{
     area::AreaKind,
     book::{SitePages, Use},
@@ -13,11 +15,26 @@ use crate::{
 
 /// Functions of allocators that touch what they manage.
 const ALLOCATOR_FUNCTIONS: &[&str] = &[
-    "malloc", "calloc", "realloc", "free", "memalign", "posix_memalign", "aligned_alloc", "_int_malloc", "_int_free",
-    "_int_realloc", "_int_memalign", "sysmalloc", "malloc_consolidate", "new_heap", "sbrk", "brk",
+    "malloc",
+    "calloc",
+    "realloc",
+    "free",
+    "memalign",
+    "posix_memalign",
+    "aligned_alloc",
+    "_int_malloc",
+    "_int_free",
+    "_int_realloc",
+    "_int_memalign",
+    "sysmalloc",
+    "malloc_consolidate",
+    "new_heap",
+    "sbrk",
+    "brk",
 ];
 /// Beginnings of names of functions of allocators.
-const ALLOCATOR_PREFIXES: &[&str] = &["__libc_m", "__libc_c", "__libc_r", "je_", "mi_", "tc_", "operator new", "_rjem_"];
+const ALLOCATOR_PREFIXES: &[&str] =
+    &["__libc_m", "__libc_c", "__libc_r", "je_", "mi_", "tc_", "operator new", "_rjem_"];
 
 /// The class of a site. `functions` are those of its stack, innermost first; `ranges` is what of it is resident.
 pub fn class_of(
@@ -44,11 +61,27 @@ pub fn class_of(
         AreaKind::Kernel => of(MemoryClass::RuntimeInternal, named()),
         AreaKind::File => classified(MappingKind::File, &name, site, named()),
         AreaKind::Shared => classified(MappingKind::SharedAnonymous, &name, site, named()),
-        AreaKind::Anonymous if is_stack(most) => of(MemoryClass::ThreadStack, Some("stack of a thread".to_owned())),
+        AreaKind::Anonymous if is_stack(most) => {
+            of(MemoryClass::ThreadStack, Some("stack of a thread".to_owned()))
+        }
         AreaKind::Anonymous if functions.iter().flatten().next().is_some_and(|name| is_allocator(name)) => {
             of(MemoryClass::AllocatorArena, None)
         }
         AreaKind::Anonymous => classified(MappingKind::Anonymous, &name, site, named()),
+    }
+}
+
+/// Adds up what of `ranges` lies in collected heaps, by the heap's name. Exact, where the class of a site is that of most of
+/// its pages.
+pub fn add_heaps(ranges: &[(u64, u64)], regions: Option<&[Region]>, heaps: &mut BTreeMap<String, u64>) {
+    let regions = regions.unwrap_or_default();
+    for (start, end) in ranges {
+        let first = regions.partition_point(|region| region.end <= *start);
+        let inside = regions.iter().skip(first).take_while(|region| region.start < *end);
+        for region in inside.filter(|region| region.class == MemoryClass::ManagedHeap) {
+            *heaps.entry(region.label.to_owned()).or_default() +=
+                region.end.min(*end).saturating_sub(region.start.max(*start));
+        }
     }
 }
 
@@ -98,6 +131,9 @@ mod tests {
             let found = class_of(1, pages, functions, ranges, Some(std::slice::from_ref(&region)));
             (found.class, found.label.unwrap_or_default())
         };
+        let mut heaps = BTreeMap::new();
+        add_heaps(&[(0x500, 0x1500), (0x8000, 0xa000)], Some(std::slice::from_ref(&region)), &mut heaps);
+        assert_eq!(heaps, BTreeMap::from([("V8 heap".to_owned(), 0x1500)]));
         let plain = pages(AreaKind::Anonymous, "", 0);
         assert_eq!(class(&plain, &[], &[(0x2000, 0x4000)]), (MemoryClass::ManagedHeap, "V8 heap".to_owned()));
         assert_eq!(class(&plain, &[], &[(0x20_0000, 0x40_0000)]).0, MemoryClass::DirectMapping);

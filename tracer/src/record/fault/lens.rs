@@ -148,7 +148,6 @@ impl FaultLens {
         self.hooks.skipped_runs(bpf)
     }
 
-
     /// Takes the pages that wait out of the kernel's map. The ring has to be emptied before they are applied.
     ///
     /// # Errors
@@ -342,4 +341,3 @@ fn rss_bytes(tgid: u32) -> Option<u64> {
         statm.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(PAGE_BYTES)
     })
 }
-

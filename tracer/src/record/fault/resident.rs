@@ -60,8 +60,12 @@ mod tests {
     #[test]
     fn bytes_on_resident_pages_are_counted() {
         let block = |address, size_bytes, site| Block { address, size_bytes, site };
-        let blocks =
-            [block(0x1000, 100, 1), block(0x1ff0, 32, 2), block(0x10_0000, 1 << 20, 1), block(0x50_0000, 0, 3)];
+        let blocks = [
+            block(0x1000, 100, 1),
+            block(0x1ff0, 32, 2),
+            block(0x10_0000, 1 << 20, 1),
+            block(0x50_0000, 0, 3),
+        ];
         assert_eq!(ranges(&blocks), [(1, 3), (0x100, 0x200)]);
         let run = |start, end, state| PageRun { start, end, state };
         let runs = [

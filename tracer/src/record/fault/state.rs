@@ -29,8 +29,7 @@ impl FaultState {
     /// [`RecordError::MapCall`].
     pub fn map(map: MapData) -> Result<Self, RecordError> {
         use rustix::mm::{MapFlags, ProtFlags, mmap};
-        let failed =
-            |source| RecordError::MapCall { operation: "mmap", map: "FAULT_STATE", source };
+        let failed = |source| RecordError::MapCall { operation: "mmap", map: "FAULT_STATE", source };
         let bytes = rustix::param::page_size();
         // SAFETY: a fresh mapping, nothing else is at that address.
         let base = unsafe {

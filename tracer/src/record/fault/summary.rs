@@ -59,7 +59,9 @@ impl Summary {
             Some((start, end)) if end >= start => {
                 format!("grew by {} ({} to {})", size(end - start), size(start), size(end))
             }
-            Some((start, end)) => format!("shrank by {} ({} to {})", size(start - end), size(start), size(end)),
+            Some((start, end)) => {
+                format!("shrank by {} ({} to {})", size(start - end), size(start), size(end))
+            }
             None => "is not known".to_owned(),
         };
         let mut text = format!(
@@ -94,7 +96,10 @@ mod tests {
             swapped_bytes: 0,
         };
         let text = summary.sentence(7, "x");
-        assert!(text.contains("grew by 40 MiB (10 MiB to 50 MiB); call stacks hold 41 MiB, 2 MiB of"), "{text}");
+        assert!(
+            text.contains("grew by 40 MiB (10 MiB to 50 MiB); call stacks hold 41 MiB, 2 MiB of"),
+            "{text}"
+        );
         assert!(text.contains("1 MiB are copies on write"), "{text}");
         assert_eq!(summary.missing_bytes(), None);
         let bad = Summary { unattributed_bytes: 5 << 20, ..summary };

@@ -58,8 +58,12 @@ impl Session {
     /// Looks at what is resident in processes that are new.
     pub(in crate::record) fn begin_faults(&mut self) -> Result<(), RecordError> {
         let Some(lens) = &self.faults else { return Ok(()) };
-        let new: Vec<u32> =
-            self.roster.alive().map(|member| member.tgid.get()).filter(|tgid| lens.wants_begin(*tgid)).collect();
+        let new: Vec<u32> = self
+            .roster
+            .alive()
+            .map(|member| member.tgid.get())
+            .filter(|tgid| lens.wants_begin(*tgid))
+            .collect();
         for tgid in new {
             let Some(lens) = &self.faults else { return Ok(()) };
             let scan = lens.scan(tgid, true)?;
@@ -208,16 +212,17 @@ impl Session {
                     .collect();
                 let ranges = ranges.get(&site).map_or(&[][..], Vec::as_slice);
                 let class = classes::class_of(site, pages, &functions, ranges, regions);
-                if class.class == MemoryClass::ManagedHeap {
-                    let counters = pages.counters;
+                classes::add_heaps(ranges, regions, &mut heaps);
+                if regions.is_none() && class.class == MemoryClass::ManagedHeap {
                     let label = class.label.clone().unwrap_or_else(|| "the collected heap".to_owned());
-                    *heaps.entry(label).or_default() +=
-                        counters.allocated_bytes.saturating_sub(counters.freed_bytes);
+                    let bytes = pages.counters.allocated_bytes.saturating_sub(pages.counters.freed_bytes);
+                    *heaps.entry(label).or_default() += bytes >> tracked.book.level();
                 }
                 self.writer.set_site_class(&class)?;
             }
             let runtime = target.runtime.as_ref().map_or("", |runtime| runtime.name.as_str());
             for (label, bytes) in heaps {
+                let bytes = bytes << tracked.book.level();
                 self.hints.extend(advice::of_heap(runtime, &label, tgid, &target.comm, bytes));
             }
             let comm = target.comm.as_str();
