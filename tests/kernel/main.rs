@@ -6,6 +6,7 @@
 
 mod allocators;
 mod errors;
+mod faults;
 mod ledger;
 mod lifecycle;
 mod losses;

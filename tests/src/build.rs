@@ -26,7 +26,7 @@ enum Recipe {
     Node,
     /// JNI library and class.
     Java,
-    /// A class that uses the one of `LeakJni`.
+    /// A class; it may use others of the folder.
     Class,
     /// C or C++, linked in a way of its own.
     Linked(Linked),
@@ -64,12 +64,17 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("interposed", Recipe::C, "interposed"),
     ("mappings", Recipe::C, "mappings"),
     ("faults", Recipe::C, "faults"),
+    ("faults_family", Recipe::C, "faults_family"),
+    ("faults_many", Recipe::C, "faults_many"),
+    ("faults_stripped", linked("gcc", "faults.c", &["-static", "-s", "-pthread"], &[]), "faults_stripped"),
+    ("FaultsJava", Recipe::Class, "FaultsJava.class"),
     ("noleak", Recipe::C, "noleak"),
     ("startup", Recipe::C, "startup"),
     ("puppet", Recipe::C, "puppet"),
     ("family", Recipe::C, "family"),
     ("grower", Recipe::C, "grower"),
     ("spin_pairs", Recipe::C, "spin_pairs"),
+    ("spin_pages", Recipe::C, "spin_pages"),
     ("exceptions", Recipe::Cpp, "exceptions"),
     ("server_stripped", Recipe::CppStripped, "server_stripped"),
     ("leak_rust", Recipe::Rust, "leak_rust"),

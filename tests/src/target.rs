@@ -35,6 +35,12 @@ pub fn command(name: &str) -> Result<Command> {
             node.arg(sources().join("leak_node.js")).arg(directory()?);
             node
         }
+        "FaultsJava" => {
+            let mut java = Command::new("java");
+            java.args(["-XX:+PreserveFramePointer", "-XX:+UseSerialGC", "-Xmx256m", "-cp"]);
+            java.arg(directory()?).arg(name);
+            java
+        }
         "LeakJni" => {
             let mut library_path = std::ffi::OsString::from("-Djava.library.path=");
             library_path.push(directory()?);

@@ -172,6 +172,11 @@ int main(void)
     char *touched = map(10 * MIB), *read_first = map(4 * MIB), *given_back = map(6 * MIB), *filled = map(2 * MIB);
     char *moving = map(4 * MIB), *before = map(5 * MIB);
     touch(before, 5 * MIB);
+    /* What is no page of a site is there already: the variable, and the code and the data of malloc. */
+    KEEP(before);
+    void *warm = malloc(opaque(64 * MIB));
+    KEEP(warm);
+    free(warm);
     target_ready();
 
     site_touch(touched, 10 * MIB);

@@ -78,7 +78,10 @@ pub enum AttachError {
         release: String,
     },
     /// No object of the process defines an allocator function.
-    #[error("no allocator was found in process {tgid} (`{comm}`): {hint}")]
+    #[error(
+        "no allocator was found in process {tgid} (`{comm}`): {hint}; `offheap record --lens faults` needs none: it shows \
+         by call stack what becomes resident"
+    )]
     NoAllocator {
         /// Process id.
         tgid: u32,

@@ -251,14 +251,15 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
     ]
 }
 
-/// Whether children and mappings can be followed. Without them, allocator calls still can.
+/// Whether children, mappings and page faults can be followed. Without them, allocator calls still can.
 fn tracepoints() -> Feature {
     let found = Tracefs::open().and_then(|tracefs| {
         tracefs.id("task/task_newtask")?;
-        tracefs.id("syscalls/sys_enter_munmap")
+        tracefs.id("syscalls/sys_enter_munmap")?;
+        tracefs.id("exceptions/page_fault_user")
     });
     match found {
-        Ok(_) => Feature::Available("children and mappings can be recorded".to_owned()),
+        Ok(_) => Feature::Available("children, mappings and page faults can be recorded".to_owned()),
         Err(error @ TracepointError::NoTracepoint { .. }) => Feature::Unsupported(error.to_string()),
         Err(error) => Feature::NotPermitted(error.to_string()),
     }

@@ -537,7 +537,8 @@ impl Session {
             self.hints.extend(member.absence.map(|why| {
                 let Target { comm, tgid, .. } = &member.program().target;
                 format!(
-                    "no allocator was found in process {tgid} (`{comm}`), so only its mappings are here: {}",
+                    "no allocator was found in process {tgid} (`{comm}`), so only its mappings are here: {}; `--lens \
+                     faults` shows by call stack what becomes resident, without an allocator",
                     why.hint()
                 )
             }));

@@ -34,8 +34,10 @@ pub enum Case {
 pub struct Programs {
     /// The release build.
     pub offheap: PathBuf,
-    /// The target.
+    /// The target that allocates.
     pub spin: PathBuf,
+    /// The target that touches pages.
+    pub spin_pages: PathBuf,
 }
 
 impl Case {
@@ -83,8 +85,8 @@ impl Case {
             spin.arg("--raw").arg("-o").arg(scratch.path().join("heaptrack")).arg(&programs.spin);
         }
         let mut target = Target::start(spin.arg(frames.to_string()))?;
-        let tracer =
-            self.tracer(programs, target.child.id(), scratch.path())?.map(Tracer::attach).transpose()?;
+        let mut tracer = self.tracer(programs, target.child.id(), scratch.path())?;
+        let tracer = tracer.as_mut().map(Tracer::attach).transpose()?;
         let warm_up = target.batch(self.batch_pairs());
         let samples = (0..BATCHES).map(|_| target.batch(self.batch_pairs())).collect::<Result<Vec<f64>>>();
         if let Some(tracer) = tracer {
@@ -141,14 +143,15 @@ fn bpftrace_script(libc: &str, pid: u32) -> String {
 }
 
 /// The target: answers a number of pairs with the mean time of one.
-struct Target {
+pub struct Target {
     child: Child,
     input: ChildStdin,
     output: Receiver<String>,
 }
 
 impl Target {
-    fn start(command: &mut Command) -> Result<Self> {
+    /// Starts it and waits until it is ready.
+    pub fn start(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -161,12 +164,19 @@ impl Target {
         Ok(target)
     }
 
-    fn batch(&mut self, pairs: u64) -> Result<f64> {
+    /// Mean time of one pair, page or call, in ns.
+    pub fn batch(&mut self, pairs: u64) -> Result<f64> {
         writeln!(self.input, "{pairs}").context("the target does not read")?;
         wait_for(&self.output, |line| line.strip_prefix("pairs ")?.parse().ok())
     }
 
-    fn finish(self) -> Result<()> {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it, which must go well.
+    pub fn finish(self) -> Result<()> {
         let Self { mut child, input, output } = self;
         drop(input);
         while output.recv_timeout(PATIENCE).is_ok() {}
@@ -179,7 +189,7 @@ impl Target {
 }
 
 /// A tracer that runs until it is interrupted.
-struct Tracer {
+pub struct Tracer {
     child: Child,
     // Read until the end, lest the tracer block on a full pipe.
     _output: Receiver<String>,
@@ -188,7 +198,7 @@ struct Tracer {
 
 impl Tracer {
     /// Starts it and waits until it says `attached`, on either of its outputs.
-    fn attach(mut command: Command) -> Result<Self> {
+    pub fn attach(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -215,7 +225,8 @@ impl Tracer {
         bail!("{command:?} is not attached after {} s: {}", PATIENCE.as_secs(), seen.join("; "))
     }
 
-    fn detach(mut self) -> Result<()> {
+    /// Interrupts it and waits for its end.
+    pub fn detach(mut self) -> Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let pid = pid.context("not a process id")?;
         rustix::process::kill_process(pid, rustix::process::Signal::INT)

@@ -6,6 +6,7 @@
 //! its end counts.
 
 mod case;
+mod faults;
 mod result;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,9 @@ pub struct Arguments {
     /// Rounds; every case is attached once in each.
     #[arg(long, default_value_t = 7)]
     rounds: u32,
+    /// Measure the lens on page faults only.
+    #[arg(long)]
+    only_faults: bool,
     /// Leave out cases.
     #[arg(long, value_enum)]
     without: Vec<Case>,
@@ -56,6 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let programs = Programs {
         offheap: target_directory().join("release/offheap"),
         spin: target_directory().join("test-targets/spin_pairs"),
+        spin_pages: target_directory().join("test-targets/spin_pages"),
     };
     let cases: Vec<Case> = Case::ALL
         .into_iter()
@@ -68,6 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             is_installed
         })
         .collect();
+    let cases = if arguments.only_faults { Vec::new() } else { cases };
     let results = measure(&programs, &cases, arguments.rounds)?;
     println!("{}", results.table());
     if !arguments.dry_run {
@@ -103,7 +109,15 @@ fn measure(programs: &Programs, cases: &[Case], rounds: u32) -> Result<Results> 
             entry.samples_ns.extend(samples);
         }
     }
-    Ok(Results { date: date()?, machine: result::Machine::read()?, commit: commit()?, rounds, measured })
+    let faults = faults::measure(programs, rounds)?;
+    Ok(Results {
+        date: date()?,
+        machine: result::Machine::read()?,
+        commit: commit()?,
+        rounds,
+        measured,
+        faults,
+    })
 }
 
 fn date() -> Result<String> {

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::case::Case;
+use super::{case::Case, faults};
 
 /// Stack depth and the highest allowed ratio of offheap to the empty probes.
 const BARS: [(u32, f64); 2] = [(6, 1.4), (23, 1.9)];
@@ -76,6 +76,8 @@ pub struct Results {
     pub rounds: u32,
     /// Every case at every depth.
     pub measured: Vec<Measured>,
+    /// The lens on page faults.
+    pub faults: Vec<faults::Measured>,
 }
 
 impl Results {
@@ -115,7 +117,7 @@ impl Results {
                 number(self.ratio(entry.frames, entry.case), 2)
             );
         }
-        table
+        table + "\n" + &faults::table(&self.faults)
     }
 
     /// What is stored.
@@ -143,13 +145,14 @@ impl Results {
             "cpu_count": self.machine.cpu_count,
             "rounds": self.rounds,
             "measured": measured,
+            "lens_faults": faults::json(&self.faults),
         });
         serde_json::to_string_pretty(&results).context("cannot encode the results")
     }
 
     /// Bars that offheap does not keep; one that could not be measured counts as broken only if its cases ran.
     pub fn broken_bars(&self) -> Vec<String> {
-        let mut broken = Vec::new();
+        let mut broken = faults::broken_bars(&self.faults);
         for (frames, bar) in BARS {
             if let Some(ratio) = self.ratio(frames, Case::Offheap)
                 && ratio > bar
@@ -181,6 +184,7 @@ mod tests {
             machine: Machine { kernel: "6.1".to_owned(), cpu: "x".to_owned(), cpu_count: 2 },
             commit: "abc".to_owned(),
             rounds: 1,
+            faults: Vec::new(),
             measured: vec![
                 entry(Case::EmptyProbes, &[1000.0, 3000.0, 900.0]),
                 entry(Case::Offheap, &[offheap_ns]),

@@ -27,6 +27,8 @@ const GUEST_TESTS: &[&str] = &[
     "errors::",
     "losses::",
     "mappings::every_system_call",
+    "faults::every_way",
+    "faults::fork_and_copies",
     "output::",
     "processes::children_are_followed",
     "processes::exec_ends_all_records",

@@ -1,6 +1,8 @@
 //! What the pages of a site are: by where they lie, never by who touched them, with one exception. An allocator that
 //! touches anonymous memory itself, its headers and lists, does so in memory of its own.
 
+use std::collections::BTreeMap;
+
 use super::{
     area::AreaKind,
     book::{SitePages, Use},
@@ -69,6 +71,20 @@ pub fn class_of(
     }
 }
 
+/// Adds up what of `ranges` lies in collected heaps, by the heap's name. Exact, where the class of a site is that of most of
+/// its pages.
+pub fn add_heaps(ranges: &[(u64, u64)], regions: Option<&[Region]>, heaps: &mut BTreeMap<String, u64>) {
+    let regions = regions.unwrap_or_default();
+    for (start, end) in ranges {
+        let first = regions.partition_point(|region| region.end <= *start);
+        let inside = regions.iter().skip(first).take_while(|region| region.start < *end);
+        for region in inside.filter(|region| region.class == MemoryClass::ManagedHeap) {
+            *heaps.entry(region.label.to_owned()).or_default() +=
+                region.end.min(*end).saturating_sub(region.start.max(*start));
+        }
+    }
+}
+
 fn is_stack(one: &Use) -> bool {
     one.on_stack * 2 > one.pages
 }
@@ -115,6 +131,9 @@ mod tests {
             let found = class_of(1, pages, functions, ranges, Some(std::slice::from_ref(&region)));
             (found.class, found.label.unwrap_or_default())
         };
+        let mut heaps = BTreeMap::new();
+        add_heaps(&[(0x500, 0x1500), (0x8000, 0xa000)], Some(std::slice::from_ref(&region)), &mut heaps);
+        assert_eq!(heaps, BTreeMap::from([("V8 heap".to_owned(), 0x1500)]));
         let plain = pages(AreaKind::Anonymous, "", 0);
         assert_eq!(class(&plain, &[], &[(0x2000, 0x4000)]), (MemoryClass::ManagedHeap, "V8 heap".to_owned()));
         assert_eq!(class(&plain, &[], &[(0x20_0000, 0x40_0000)]).0, MemoryClass::DirectMapping);

@@ -130,16 +130,17 @@ impl Session {
         self.look_at_faults(true)?;
         self.look_at_faults(true)?;
         if self.options.lenses.contains(&Lens::Malloc) {
-            let residents = self.residents()?;
-            self.write_residents(&residents)?;
+            let (residents, unfreed_bytes) = self.residents()?;
+            self.write_residents(&residents, unfreed_bytes);
         }
         let Some(lens) = &mut self.faults else { return Ok(()) };
         lens.detach();
         Ok(())
     }
 
-    /// Of the blocks that are live, the bytes that are resident, by site.
-    fn residents(&self) -> Result<Vec<(u32, u64)>, RecordError> {
+    /// Of the blocks that are live, the bytes that are resident, by site; and the bytes of all blocks of processes that
+    /// could be asked.
+    fn residents(&self) -> Result<(Vec<(u32, u64)>, u64), RecordError> {
         let mut blocks: BTreeMap<u32, Vec<Block>> = BTreeMap::new();
         let live = self.programs.live.fd().as_fd();
         kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |key, block| {
@@ -147,7 +148,7 @@ impl Session {
             blocks.entry(key.tgid).or_default().push(Block { address: key.address, size_bytes, site });
         })?;
         let failed = |source| RecordError::System { operation: "read the page tables of the target", source };
-        let mut sums = BTreeMap::new();
+        let (mut sums, mut total) = (BTreeMap::new(), 0u64);
         for (tgid, mut blocks) in blocks {
             // Of a process that has gone it is not known.
             let Ok(mut pagemap) = Pagemap::open(tgid) else { continue };
@@ -157,24 +158,24 @@ impl Session {
                 pagemap.read(start, end, &mut runs).map_err(failed)?;
             }
             resident::add(&blocks, &runs, &mut sums);
+            total = blocks.iter().fold(total, |sum, block| sum.saturating_add(block.size_bytes));
         }
-        Ok(sums.into_iter().collect())
+        Ok((sums.into_iter().collect(), total))
     }
 
-    /// Writes how much of what each site holds is resident.
-    fn write_residents(&mut self, residents: &[(u32, u64)]) -> Result<(), RecordError> {
-        // Capture format 3 has `CaptureWriter::add_residents`; until then it is said of all sites together.
-        let resident: u64 = residents.iter().map(|(_, bytes)| bytes).sum();
-        let unfreed = self.progress.outstanding_bytes;
-        if !residents.is_empty() {
-            let size = |bytes| humansize::format_size(bytes, humansize::BINARY);
-            self.hints.insert(format!(
-                "of {} in unfreed blocks, {} are resident",
-                size(unfreed.max(resident)),
-                size(resident)
-            ));
+    /// Writes how much of what each site holds is resident. (Capture format 3 has `CaptureWriter::add_residents` for it;
+    /// until then it is said of all sites together.)
+    fn write_residents(&mut self, residents: &[(u32, u64)], unfreed_bytes: u64) {
+        if residents.is_empty() {
+            return;
         }
-        Ok(())
+        let size = |bytes| humansize::format_size(bytes, humansize::BINARY);
+        let resident: u64 = residents.iter().map(|(_, bytes)| bytes).sum();
+        self.hints.insert(format!(
+            "of {} in unfreed blocks, {} are resident",
+            size(unfreed_bytes),
+            size(resident)
+        ));
     }
 
     /// What the lens has lost.
@@ -212,16 +213,17 @@ impl Session {
                     .collect();
                 let ranges = ranges.get(&site).map_or(&[][..], Vec::as_slice);
                 let class = classes::class_of(site, pages, &functions, ranges, regions);
-                if class.class == MemoryClass::ManagedHeap {
-                    let counters = pages.counters;
+                classes::add_heaps(ranges, regions, &mut heaps);
+                if regions.is_none() && class.class == MemoryClass::ManagedHeap {
                     let label = class.label.clone().unwrap_or_else(|| "the collected heap".to_owned());
-                    *heaps.entry(label).or_default() +=
-                        counters.allocated_bytes.saturating_sub(counters.freed_bytes);
+                    let bytes = pages.counters.allocated_bytes.saturating_sub(pages.counters.freed_bytes);
+                    *heaps.entry(label).or_default() += bytes >> tracked.book.level();
                 }
                 self.writer.set_site_class(&class)?;
             }
             let runtime = target.runtime.as_ref().map_or("", |runtime| runtime.name.as_str());
             for (label, bytes) in heaps {
+                let bytes = bytes << tracked.book.level();
                 self.hints.extend(advice::of_heap(runtime, &label, tgid, &target.comm, bytes));
             }
             let comm = target.comm.as_str();
