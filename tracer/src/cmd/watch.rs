@@ -14,7 +14,8 @@ use crate::{
     attach::launch::Invoker,
     capture::{CaptureWriter, Header, LENS_SETTING},
     cli::plan::{TargetPlan, Verbosity, WatchFormat, WatchPlan},
-    model::EndReason,
+    ledger,
+    model::{EndReason, ProcessId},
     record::{
         clock::{nanoseconds, realtime_ns},
         wait::{Signals, any_readable, until, watched},
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// Reads the ledger of a process while it is watched.
-const LEDGER: Option<LedgerSource> = None;
+const LEDGER: Option<LedgerSource> = Some(|tgid| ledger::read(tgid, ProcessId(0), 0).ok());
 /// Samples at the interval that was asked for, before it doubles: an hour at a second.
 const SAMPLES_PER_INTERVAL: u32 = 3600;
 /// A look may take one part of so many of the time.
@@ -181,6 +182,12 @@ impl Run<'_> {
         for sample in &tick.samples {
             capture.add_rss(sample)?;
         }
+        for ledger in &tick.ledgers {
+            capture.add_ledger(ledger)?;
+        }
+        for figure in &tick.figures {
+            capture.add_figure(figure)?;
+        }
         Ok(capture.commit()?)
     }
 
@@ -199,7 +206,12 @@ impl Run<'_> {
         self.voice.end();
         let elapsed = self.begin.elapsed();
         self.watch.refresh_limits();
-        if let Some(capture) = self.capture.take() {
+        if let Some(mut capture) = self.capture.take() {
+            for program in self.watch.programs() {
+                let limit = program.limit.clone();
+                let limit = limit.map(|limit| limit.for_process(program.process.id, nanoseconds(elapsed)));
+                limit.map_or(Ok(()), |limit| capture.add_limit(&limit))?;
+            }
             capture.finish(reason, nanoseconds(elapsed))?;
         }
         match self.plan.format {

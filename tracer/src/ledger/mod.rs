@@ -22,6 +22,7 @@ mod glibc;
 mod go;
 mod hsperf;
 mod jvm;
+pub mod limit;
 mod nmt;
 mod pagemap;
 mod reach;

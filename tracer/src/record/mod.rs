@@ -17,6 +17,7 @@ mod load;
 mod losses;
 mod mapping;
 mod member;
+mod memory_look;
 mod mmap_watch;
 mod naming;
 mod options;

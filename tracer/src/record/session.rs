@@ -23,6 +23,7 @@ use super::{
     losses::{self, OwnLosses},
     mapping::{MappingBook, MappingHooks},
     member::Member,
+    memory_look::MemoryLooks,
     mmap_watch::{Changes, MmapWatch},
     naming::name_frames,
     options::{Outcome, Progress, RecordOptions, header},
@@ -83,6 +84,7 @@ pub struct Session {
     pub(super) fault_regions: HashMap<u32, Vec<managed::Region>>,
     watches: Vec<MmapWatch>,
     book: StackBook,
+    memory_looks: MemoryLooks,
     last: Vec<SiteCounters>,
     ended: BTreeMap<u32, Amount>,
     ages: Ages,
@@ -152,6 +154,7 @@ impl Session {
             watches,
             book: StackBook::default(),
             writer,
+            memory_looks: MemoryLooks::default(),
             ended: BTreeMap::new(),
             ages: Ages::new(monotonic_ns()),
             ends: Ends::default(),
@@ -224,7 +227,7 @@ impl Session {
                 () = tokio::time::sleep(pause), if is_dirty => self.refresh()?,
                 _ = tick.tick() => {
                     self.join_scope()?;
-                    self.sample(self.started.elapsed())?;
+                    self.sample(self.started.elapsed(), false)?;
                     show(&self.progress);
                 }
             }
@@ -240,7 +243,7 @@ impl Session {
     fn start_clock(&mut self) -> Result<(), RecordError> {
         self.started = Instant::now();
         self.ages = Ages::new(monotonic_ns());
-        self.sample(Duration::ZERO)
+        self.sample(Duration::ZERO, false)
     }
 
     fn watch_fds(&self) -> std::io::Result<Vec<AsyncFd<OwnedFd>>> {
@@ -416,7 +419,7 @@ impl Session {
     }
 
     /// One line of every series.
-    fn sample(&mut self, elapsed: Duration) -> Result<(), RecordError> {
+    fn sample(&mut self, elapsed: Duration, is_last: bool) -> Result<(), RecordError> {
         self.drain_events()?;
         self.look_at_mappings(MappingBook::wants_look)?;
         if self.faults.as_ref().is_some_and(FaultLens::is_attached) {
@@ -461,6 +464,11 @@ impl Session {
         }
         self.writer.add_samples(elapsed_ns, &changed)?;
         self.sample_rss(elapsed_ns)?;
+        if is_last || self.memory_looks.is_due(elapsed) {
+            let running: Vec<_> =
+                self.roster.alive().map(|member| (member.tgid.get(), member.program().id)).collect();
+            self.memory_looks.look(&running, elapsed, &mut self.writer)?;
+        }
         let tallies = self.programs.tallies()?;
         let losses = losses::rows(&tallies, &self.own_losses()?);
         self.progress.lost = losses.iter().filter(|loss| loss.is_incomplete).map(|loss| loss.count).sum();
@@ -518,7 +526,7 @@ impl Session {
         // Nobody is followed any more.
         self.options.follow = false;
         self.refresh()?;
-        self.sample(elapsed)?;
+        self.sample(elapsed, true)?;
         live::read_ages(self.programs.live.fd().as_fd(), &mut self.ages)?;
         for member in self.roster.all() {
             member.mappings.add_ages(&mut self.ages);

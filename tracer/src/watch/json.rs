@@ -182,7 +182,7 @@ mod tests {
     use crate::report::tests::check;
     use crate::watch::{Whom, text};
 
-    fn ledger_of(_: u32) -> Option<Ledger> {
+    fn ledger_of(_: u32) -> Option<(Ledger, Vec<crate::model::RuntimeFigure>)> {
         let row = LedgerRow {
             class: LedgerClass::Unknown,
             label: Some("\u{1b}[2J".into()),
@@ -192,7 +192,7 @@ mod tests {
             pss_bytes: None,
             swap_bytes: 0,
         };
-        Some(Ledger { process: ProcessId(9), elapsed_ns: 0, rss_bytes: 3, rows: vec![row] })
+        Some((Ledger { process: ProcessId(9), elapsed_ns: 0, rss_bytes: 3, rows: vec![row] }, Vec::new()))
     }
 
     /// This process, a child of it, or both, looked at some times.

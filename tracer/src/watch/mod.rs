@@ -5,7 +5,6 @@
 
 pub mod csv;
 pub mod json;
-pub mod limit;
 pub mod outlook;
 mod pace;
 pub mod proc;

@@ -1,8 +1,8 @@
 //! From a series and a limit to what a person wants to know.
 
-use super::limit::Limit;
 use super::series::Series;
 use super::watcher::memory_points;
+use crate::ledger::limit::Limit;
 use crate::model::RssSample;
 use crate::trend::{Floors, Kind, Reason, Verdict, judge, theil_sen_interval};
 

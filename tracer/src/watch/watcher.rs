@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::limit::{self, Limit};
 use super::pace::Pace;
 use super::proc::{self, Gone, Identity};
 use super::series::{MAX_SAMPLES, Series, memory_bytes};
 use crate::attach::{AttachError, scope::Scope};
-use crate::model::{Ledger, Process, ProcessEnd, ProcessId, RssSample};
+use crate::ledger::limit::{self, Limit};
+use crate::model::{Ledger, Process, ProcessEnd, ProcessId, RssSample, RuntimeFigure};
 
 /// Samples of all programs together that memory is kept for.
 const MAX_ALL_SAMPLES: usize = 262_144;
@@ -25,7 +25,7 @@ const LIMIT_PAUSE: Duration = Duration::from_secs(30);
 const TOTAL: ProcessId = ProcessId(u32::MAX);
 
 /// Reads the ledger of a process; `None` where it cannot be read.
-pub type LedgerSource = fn(u32) -> Option<Ledger>;
+pub type LedgerSource = fn(u32) -> Option<(Ledger, Vec<RuntimeFigure>)>;
 
 /// Whom to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +85,8 @@ pub struct Tick {
     pub changes: Vec<Change>,
     /// Ledgers that were due.
     pub ledgers: Vec<Ledger>,
+    /// What runtimes said of themselves then.
+    pub figures: Vec<RuntimeFigure>,
     /// CPU time that the look took.
     pub cost: Duration,
 }
@@ -363,8 +365,14 @@ impl Program {
             && self.ledger.is_due(now)
         {
             let begin = Instant::now();
-            if let Some(ledger) = source(tgid) {
-                let ledger = Ledger { process: sample.process, elapsed_ns: sample.elapsed_ns, ..ledger };
+            if let Some((ledger, figures)) = source(tgid) {
+                let (process, elapsed_ns) = (sample.process, sample.elapsed_ns);
+                let ledger = Ledger { process, elapsed_ns, ..ledger };
+                tick.figures.extend(figures.into_iter().map(|figure| RuntimeFigure {
+                    process,
+                    elapsed_ns,
+                    ..figure
+                }));
                 let first = self.ledgers.take().map_or_else(|| ledger.clone(), |(first, _)| first);
                 self.ledgers = Some((first, ledger.clone()));
                 tick.ledgers.push(ledger);

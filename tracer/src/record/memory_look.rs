@@ -1,0 +1,61 @@
+//! Looks at where the memory of the recorded processes lies, now and then.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::RecordError;
+use crate::{
+    capture::CaptureWriter,
+    ledger::{Depth, LedgerReader, limit},
+    model::ProcessId,
+};
+
+/// Shortest time between two looks.
+const MIN_PAUSE: Duration = Duration::from_secs(5);
+/// A look may take one part of so many of the time: it is CPU that the machine's owner did not ask to be spent.
+const COST_PAUSES: u32 = 100;
+
+/// The readers of all programs, and when they are asked next.
+#[derive(Debug, Default)]
+pub(super) struct MemoryLooks {
+    readers: BTreeMap<ProcessId, LedgerReader>,
+    next: Duration,
+}
+
+impl MemoryLooks {
+    /// Whether a look is due. The first always is.
+    pub(super) fn is_due(&self, now: Duration) -> bool {
+        now >= self.next
+    }
+
+    /// Looks at the programs that run in these processes. One that cannot be read has no ledger.
+    ///
+    /// # Errors
+    /// [`RecordError::Capture`].
+    pub(super) fn look(
+        &mut self,
+        running: &[(u32, ProcessId)],
+        now: Duration,
+        writer: &mut CaptureWriter,
+    ) -> Result<(), RecordError> {
+        let begin = Instant::now();
+        let elapsed_ns = super::clock::nanoseconds(now);
+        self.readers.retain(|program, _| running.iter().any(|(_, id)| id == program));
+        for (tgid, program) in running {
+            let reader = self.readers.entry(*program).or_insert_with(|| LedgerReader::new(*tgid));
+            if let Ok(reading) = reader.read(*program, elapsed_ns, Depth::Ranges) {
+                writer.add_ledger(&reading.ledger)?;
+                for figure in &reading.figures {
+                    writer.add_figure(figure)?;
+                }
+            }
+            if let Some(limit) = limit::of_process(*tgid, &limit::read_file) {
+                writer.add_limit(&limit.for_process(*program, elapsed_ns))?;
+            }
+        }
+        self.next = now + MIN_PAUSE.max(begin.elapsed().saturating_mul(COST_PAUSES));
+        Ok(())
+    }
+}
