@@ -16,12 +16,17 @@ use crate::{
 const MIN_PAUSE: Duration = Duration::from_secs(5);
 /// A look may take one part of so many of the time: it is CPU that the machine's owner did not ask to be spent.
 const COST_PAUSES: u32 = 100;
+/// Time after which no further process is looked at: events wait meanwhile. Those that are left out come first the
+/// next time.
+const MAX_LOOK: Duration = Duration::from_millis(200);
 
 /// The readers of all programs, and when they are asked next.
 #[derive(Debug, Default)]
 pub(super) struct MemoryLooks {
     readers: BTreeMap<ProcessId, LedgerReader>,
     next: Duration,
+    /// Where the last look stopped.
+    first: usize,
 }
 
 impl MemoryLooks {
@@ -43,7 +48,13 @@ impl MemoryLooks {
         let begin = Instant::now();
         let elapsed_ns = super::clock::nanoseconds(now);
         self.readers.retain(|program, _| running.iter().any(|(_, id)| id == program));
-        for (tgid, program) in running {
+        let first = if running.is_empty() { 0 } else { self.first % running.len() };
+        let (later, sooner) = running.split_at(first);
+        for (tgid, program) in sooner.iter().chain(later) {
+            if begin.elapsed() > MAX_LOOK {
+                break;
+            }
+            self.first = self.first.wrapping_add(1);
             let reader = self.readers.entry(*program).or_insert_with(|| LedgerReader::new(*tgid));
             if let Ok(reading) = reader.read(*program, elapsed_ns, Depth::Ranges) {
                 writer.add_ledger(&reading.ledger)?;
