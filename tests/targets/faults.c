@@ -177,6 +177,7 @@ int main(void)
     void *warm = malloc(opaque(64 * MIB));
     KEEP(warm);
     free(warm);
+    MUST(pread(on_disk, zeroes, 1, 0) == 1);
     target_ready();
 
     site_touch(touched, 10 * MIB);

@@ -13,8 +13,8 @@ use core::ptr;
 use tracer_common::abi::{
     EVENT_FAULT_RANGE, EVENT_FAULTS_PENDING, EventHeader, FAULT_FRESH, FAULT_IN_KERNEL, FAULT_LEVEL_KERNEL,
     FAULT_LEVEL_USER, FAULT_ON_PRESENT, FAULT_ON_STACK, FAULT_WRITE, FAULTS_ADDED, FAULTS_TAKEN, LENS_FAULTS,
-    Loss, MAX_FAULT_LEVEL, MappingEvent, OPERATION_MAP, OPERATION_REMAP, PageFault, PageKey, is_admitted,
-    pending_limit,
+    Loss, MAX_FAULT_LEVEL, MappingEvent, OPERATION_MAP, OPERATION_REMAP, OPERATION_UNMAP, PageFault, PageKey,
+    is_admitted, pending_limit,
 };
 
 use crate::{
@@ -35,9 +35,12 @@ const EEXIST: i32 = -17;
 const BELOW_STACK_BYTES: u64 = 64 << 10;
 /// … to this far above it is one of the stack, as far as this side can tell.
 const ABOVE_STACK_BYTES: u64 = 1 << 20;
-/// `MAP_LOCKED`, `MAP_POPULATE`, include/uapi/asm-generic/mman-common.h.
+/// `MAP_FIXED`, `MAP_LOCKED`, `MAP_POPULATE`, include/uapi/asm-generic/mman-common.h.
+const MAP_FIXED: u64 = 0x10;
 const MAP_LOCKED: u64 = 0x2000;
 const MAP_POPULATE: u64 = 0x8000;
+/// `MADV_DONTNEED`.
+const MADV_DONTNEED: u64 = 4;
 /// `MADV_POPULATE_READ`, `MADV_POPULATE_WRITE`.
 const MADV_POPULATE_READ: u64 = 22;
 const MADV_POPULATE_WRITE: u64 = 23;
@@ -210,9 +213,42 @@ pub fn mmap_exit(ctx: &TracePointContext) {
     let Some(caller) = Caller::current() else { return };
     let [_, length, _, flags] = caller.regs.system_call_arguments();
     let address = caller.regs.result();
-    if flags & (MAP_LOCKED | MAP_POPULATE) != 0 && !syscall::is_error(address) {
+    if syscall::is_error(address) {
+        return;
+    }
+    if flags & MAP_FIXED != 0 {
+        gone(&caller, address, length);
+    }
+    if flags & (MAP_LOCKED | MAP_POPULATE) != 0 {
         populated(ctx, &caller, address, length);
     }
+}
+
+/// `munmap` is entered. What has gone is seen by a look, too; but not if something else is made resident there before,
+/// without a fault for each page.
+#[inline(always)]
+pub fn munmap_enter(_ctx: &TracePointContext) {
+    let Some(caller) = Caller::current() else { return };
+    let [address, length, ..] = caller.regs.system_call_arguments();
+    gone(&caller, address, length);
+}
+
+/// `madvise` is entered: the same for one advice.
+#[inline(always)]
+pub fn madvise_enter(_ctx: &TracePointContext) {
+    let Some(caller) = Caller::current() else { return };
+    let [address, length, advice, _] = caller.regs.system_call_arguments();
+    if advice == MADV_DONTNEED {
+        gone(&caller, address, length);
+    }
+}
+
+#[inline(always)]
+fn gone(caller: &Caller, address: u64, length: u64) {
+    let mut event = caller.event(OPERATION_UNMAP);
+    event.address = address;
+    event.length = length;
+    send(event);
 }
 
 /// `madvise` returns: with some advice, all of it is resident now.

@@ -141,6 +141,10 @@ system_calls! {
     fault_exit_mmap = fault::mmap_exit;
     /// The same.
     fault_exit_madvise = fault::madvise_exit;
+    /// Pages are about to go.
+    fault_enter_munmap = fault::munmap_enter;
+    /// The same.
+    fault_enter_madvise = fault::madvise_enter;
 }
 
 /// Does nothing, at the same places: the floor that the benchmark compares with.

@@ -174,8 +174,8 @@ impl PageBook {
         }
     }
 
-    /// A range has gone.
-    fn drop_range(&mut self, start: u64, end: u64) {
+    /// A range has gone. What was touched there and never seen came and went.
+    pub fn drop_range(&mut self, start: u64, end: u64) {
         let (first, last) = (start >> CHUNK_SHIFT, end.saturating_sub(1) >> CHUNK_SHIFT);
         if start >= end {
             return;
@@ -183,14 +183,22 @@ impl PageBook {
         let mut gone = Vec::new();
         for (number, chunk) in self.chunks.range_mut(first..=last) {
             let dropped = chunk.held() & mask(*number, start, end);
-            gone.extend(bits(dropped & chunk.booked).map(|index| chunk.site(index)));
+            gone.extend(bits(dropped & chunk.booked).map(|index| (chunk.site(index), true)));
+            // What was only read may have been the page of zeroes.
+            let unseen = dropped & chunk.own & !chunk.booked & chunk.write;
+            gone.extend(bits(unseen).map(|index| (chunk.site(index), false)));
             self.held -= u64::from(dropped.count_ones());
             chunk.forget(dropped);
         }
         for (number, word) in self.before.range_mut(first..=last) {
             *word &= !mask(*number, start, end);
         }
-        gone.into_iter().for_each(|site| self.free(site, 1));
+        for (site, is_booked) in gone {
+            if !is_booked {
+                self.allocate(site, 1);
+            }
+            self.free(site, 1);
+        }
     }
 
     /// One page as a chunk whose bit 0 it is.

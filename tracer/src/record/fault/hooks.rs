@@ -14,11 +14,13 @@ use crate::{
 
 /// Programs, which have the names of their raw tracepoints. (arch/x86/include/asm/trace/exceptions.h)
 const FAULTS: [&str; 2] = ["page_fault_user", "page_fault_kernel"];
-/// Programs and their tracepoints: memory that moves or becomes resident without a fault.
-const SYSTEM_CALLS: [(&str, &str); 3] = [
+/// Programs and their tracepoints: memory that moves, goes, or becomes resident without a fault.
+const SYSTEM_CALLS: [(&str, &str); 5] = [
     ("fault_exit_mremap", "syscalls/sys_exit_mremap"),
     ("fault_exit_mmap", "syscalls/sys_exit_mmap"),
     ("fault_exit_madvise", "syscalls/sys_exit_madvise"),
+    ("fault_enter_munmap", "syscalls/sys_enter_munmap"),
+    ("fault_enter_madvise", "syscalls/sys_enter_madvise"),
 ];
 
 /// The attached programs. Dropping it takes them off.

@@ -11,7 +11,8 @@ use aya::{
     maps::{Map, MapData},
 };
 use tracer_common::abi::{
-    MAX_FAULT_LEVEL, MappingEvent, OPERATION_MAP, OPERATION_REMAP, PageFault, PageKey, SiteCounters,
+    MAX_FAULT_LEVEL, MappingEvent, OPERATION_MAP, OPERATION_REMAP, OPERATION_UNMAP, PageFault, PageKey,
+    SiteCounters,
 };
 
 use super::{
@@ -202,6 +203,8 @@ impl FaultLens {
             OPERATION_REMAP => {
                 book.move_range((old, pages(event.old_length)), (start, pages(event.length)));
             }
+            // Of one that fails, the pages are without a fault from then on.
+            OPERATION_UNMAP => book.drop_range(start, start.saturating_add(pages(event.length))),
             OPERATION_MAP => book.populate(start, start.saturating_add(pages(event.length)), event.site),
             _ => {}
         }
