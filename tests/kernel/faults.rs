@@ -42,14 +42,16 @@ impl Traced {
         Ok(Self { truth, report, finished, grown })
     }
 
+    /// Sites, and what belongs to runtimes.
     fn resident(&self) -> u64 {
-        self.report.outstanding_in(FAULTS).0
+        self.report.outstanding_in(FAULTS).0 + self.report.set_aside_in(FAULTS, None)
     }
 
     /// Resident bytes of a class.
     fn of_class(&self, class: &str) -> u64 {
         let is = |site: &&Site| site.class.as_deref() == Some(class);
-        self.report.sites_in(FAULTS).filter(is).map(|site| site.outstanding_bytes).sum()
+        let sites: u64 = self.report.sites_in(FAULTS).filter(is).map(|site| site.outstanding_bytes).sum();
+        sites + self.report.set_aside_in(FAULTS, Some(class))
     }
 
     /// What the target says of itself.

@@ -110,6 +110,8 @@ pub struct Group {
 /// Memory of an allocator or a runtime.
 #[derive(Debug, Deserialize)]
 pub struct Mapping {
+    /// The lens that saw it.
+    pub lens: String,
     /// What it is.
     pub class: String,
     /// More about it.
@@ -264,6 +266,12 @@ impl Report {
     pub fn set_aside(&self, class: &str) -> (u64, u64) {
         let rows = || self.mappings.iter().filter(|row| row.class == class);
         (rows().map(|row| row.outstanding_bytes).sum(), rows().map(|row| row.outstanding_count).sum())
+    }
+
+    /// Bytes of all memory of allocators and runtimes that was seen through one lens, of one class or of any.
+    pub fn set_aside_in(&self, lens: &str, class: Option<&str>) -> u64 {
+        let is_wanted = |row: &&Mapping| row.lens == lens && class.is_none_or(|class| row.class == class);
+        self.mappings.iter().filter(is_wanted).map(|row| row.outstanding_bytes).sum()
     }
 
     /// Share of whole stacks.

@@ -121,10 +121,10 @@ impl Recording {
     }
 
     /// Waits for a line on the standard error that has `text` in it; with `-v` there is one for each change of what
-    /// is recorded.
-    pub fn wait_until_said(&mut self, text: &str) -> Result {
+    /// is recorded. Returns that line.
+    pub fn wait_until_said(&mut self, text: &str) -> Result<String> {
         let errors = self.errors.as_mut().context("the recording has ended")?;
-        errors.wait_for(&format!("`{text}`"), |line| line.contains(text)).map(drop)
+        errors.wait_for(&format!("`{text}`"), |line| line.contains(text))
     }
 
     /// Ends the recording as Ctrl-C does.

@@ -199,7 +199,11 @@ int main(void)
     expect_resident("site_unmapped", 0);
     huge();
 
-    const char *mapped = mmap(NULL, 4 * MIB, PROT_READ, MAP_SHARED, on_disk, 0);
+    /* At a multiple of what one fault maps, so that every window is whole. */
+    char *window = mmap(NULL, 4 * MIB + 64 * 1024, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    MUST(window != MAP_FAILED);
+    window = (char *)(((uintptr_t)window + 65535) & ~65535UL);
+    const char *mapped = mmap(window, 4 * MIB, PROT_READ, MAP_SHARED | MAP_FIXED, on_disk, 0);
     MUST(mapped != MAP_FAILED);
     site_file(mapped, 4 * MIB);
     expect_resident("site_file", 4 * MIB);

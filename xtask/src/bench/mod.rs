@@ -77,7 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let results = measure(&programs, &cases, arguments.rounds)?;
     println!("{}", results.table());
     if !arguments.dry_run {
-        store(&results)?;
+        store(&results, if arguments.only_faults { "-faults" } else { "" })?;
     }
     match results.broken_bars() {
         broken if arguments.check && !broken.is_empty() => bail!("bench: {}", broken.join("; ")),
@@ -132,10 +132,10 @@ fn commit() -> Result<String> {
     Ok(output(&mut git)?.trim().to_owned())
 }
 
-fn store(results: &Results) -> Result<()> {
+fn store(results: &Results, suffix: &str) -> Result<()> {
     let directory = workspace().join("bench/results");
     std::fs::create_dir_all(&directory).context("cannot create `bench/results`")?;
-    let path: PathBuf = directory.join(format!("{}-{}.json", results.date, results.machine.kernel));
+    let path: PathBuf = directory.join(format!("{}-{}{suffix}.json", results.date, results.machine.kernel));
     std::fs::write(&path, results.json()? + "\n")
         .with_context(|| format!("cannot write `{}`", path.display()))?;
     eprintln!("bench: stored in {}", path.strip_prefix(workspace()).unwrap_or(Path::new(&path)).display());

@@ -105,7 +105,7 @@ fn is_arena(entry: &MapEntry, next: Option<&MapEntry>) -> bool {
             && next.permissions == *b"---p"
             && next.end / PAGE_BYTES >= start.saturating_add(ARENA_PAGES)
     };
-    start % ARENA_PAGES == 0 && entry.name.is_empty() && next.is_some_and(is_rest)
+    start.is_multiple_of(ARENA_PAGES) && entry.name.is_empty() && next.is_some_and(is_rest)
 }
 
 /// The mapping of a page.
