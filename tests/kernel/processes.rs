@@ -367,7 +367,8 @@ fn a_command_with_children() -> Result {
     let (mut recording, mut input, mut output) = Recording::launch_with(&["-v"], &shell)?;
     output.wait_for("`ready`", |line| line == "ready")?;
     let said = recording.wait_until_said("runs another program")?;
-    let pid = said.split("process ").nth(1).and_then(|rest| rest.split(' ').next()).context("no process in it")?;
+    let pid =
+        said.split("process ").nth(1).and_then(|rest| rest.split(' ').next()).context("no process in it")?;
     recording.wait_until_said(&format!("probes in process {pid}"))?;
     std::io::Write::write_all(&mut input, b"leak 12 12\n")?;
     output.wait_for("`done`", |line| line == "done")?;
