@@ -61,6 +61,9 @@ pub enum Depth {
     Heaps,
 }
 
+/// Source and name of the figure of what is free inside of the allocator and resident.
+pub const SLACK: (&str, &str) = ("allocator", "free inside, resident");
+
 /// What is said about one process at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -83,6 +86,23 @@ pub struct LedgerReader {
     runtime: Option<Runtime>,
     arena: Option<glibc::Found>,
     rtld_global: Option<Option<u64>>,
+}
+
+impl Reading {
+    /// What is free inside of the allocator and resident, as a figure: of a look into the heaps ([`Depth::Heaps`]) that came
+    /// to its end in all of them.
+    pub fn slack_figure(&self) -> Option<RuntimeFigure> {
+        let rows = &self.ledger.rows;
+        let has = |class| rows.iter().any(|row| row.class == class);
+        let is_known = has(LedgerClass::AllocatorLive) && !has(LedgerClass::AllocatorArena);
+        is_known.then(|| RuntimeFigure {
+            process: self.ledger.process,
+            elapsed_ns: self.ledger.elapsed_ns,
+            source: SLACK.0.to_owned(),
+            name: SLACK.1.to_owned(),
+            bytes: Some(advice::of_class(&self.ledger, LedgerClass::AllocatorSlack)),
+        })
+    }
 }
 
 /// The ledger of a process now, and what its runtime says of itself: [`Depth::Ranges`].

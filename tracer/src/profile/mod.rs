@@ -9,6 +9,8 @@ mod group;
 mod memory;
 mod merge;
 mod number;
+mod observed;
+mod process_verdict;
 mod site;
 mod suppression;
 mod survival;
@@ -38,6 +40,7 @@ pub(crate) use frame::base_name;
 pub use group::{Group, GroupKey};
 pub use memory::{FigureSummary, LedgerLine, LedgerSummary, advice};
 pub use number::Outstanding;
+pub use process_verdict::{Cause, LeakSites, ProcessKind, ProcessVerdict};
 pub use site::Site;
 pub use suppression::{Rule, RuleOrigin, Suppressed, SuppressionError, Suppressions};
 pub use survival::Survival;
@@ -98,6 +101,9 @@ pub struct Profile {
     pub allocators: Vec<AllocatorSummary>,
     /// How memory was observed.
     pub lenses: Vec<Lens>,
+    /// One for each process, as the last program it ran, whatever the filter, apart from its suppressions: the one that
+    /// matters most first. At most 32.
+    pub verdicts: Vec<ProcessVerdict>,
     /// Unfreed blocks: sums over all sites of the lens `malloc` that the filter takes, also those that were cut.
     pub totals: Totals,
     /// Mappings that can be leaks: sums over all such sites that the filter takes, also those that were cut.
@@ -142,18 +148,15 @@ impl Profile {
         let merges = filter.merges_processes && filter.by == By::Site;
         let mut sites = merge::merge(&capture, &numbers, merges);
         let completeness = completeness::fold(&capture, &sites);
+        let lenses = lenses(&capture);
+        let verdicts = Self::judge(&capture, &mut sites, &numbers, (&lenses, &filter));
         sites.retain(|site| {
             let is_wanted = filter
                 .class
                 .map_or_else(|| !number::is_set_aside(site.lens, site.class), |class| site.class == class);
             is_wanted && selection.takes_site(site)
         });
-        let suppressed = suppression::suppress(
-            &mut sites,
-            &filter.suppressions,
-            (&capture.frames, &capture.objects),
-            |site| totals::growth(&capture.series, &site.numbers).is_none_or(|growth| growth > 0.0),
-        );
+        let suppressed = suppress(&capture, &mut sites, &filter);
         verdict::judge_sites(&capture, &mut sites);
         site::order(&mut sites, &capture.series, &filter);
         let total = |lens| totals::totals(&capture.series, sites.iter().filter(|site| site.lens == lens));
@@ -184,7 +187,8 @@ impl Profile {
             rss: who::target_rss(&capture),
             processes: who::processes(&capture, &numbers),
             allocators: who::allocators(&capture, &numbers),
-            lenses: lenses(&capture),
+            lenses,
+            verdicts,
             totals,
             mapped,
             resident,
@@ -205,6 +209,26 @@ impl Profile {
             rss_samples: capture.rss,
             ledgers: capture.ledgers,
         })
+    }
+
+    /// Judges all that was observed, whatever the filter. What is set aside or suppressed is no call site's fault.
+    fn judge(
+        capture: &Capture,
+        sites: &mut [Site],
+        numbers: &[number::Number<'_>],
+        (lenses, filter): (&[Lens], &Filter),
+    ) -> Vec<ProcessVerdict> {
+        let mut all: Vec<Site> =
+            sites.iter().filter(|site| !number::is_set_aside(site.lens, site.class)).cloned().collect();
+        let _ = suppress(capture, &mut all, filter);
+        verdict::judge_sites(capture, &mut all);
+        let verdicts = observed::judge_processes(capture, lenses, &all, numbers);
+        let mut known: HashMap<Vec<u32>, Option<SiteVerdict>> =
+            all.into_iter().map(|site| (site.numbers, site.verdict)).collect();
+        for site in sites {
+            site.verdict = known.remove(&site.numbers).flatten();
+        }
+        verdicts
     }
 
     /// Frames of a site, innermost first; a frame with inlined functions gives one item for each.
@@ -296,6 +320,13 @@ impl Profile {
     pub fn is_complete(&self) -> bool {
         self.completeness.is_complete
     }
+}
+
+/// Takes out what rules hide, and nothing that a built-in rule hides and that grows.
+fn suppress(capture: &Capture, sites: &mut Vec<Site>, filter: &Filter) -> Vec<Suppressed> {
+    suppression::suppress(sites, &filter.suppressions, (&capture.frames, &capture.objects), |site| {
+        totals::growth(&capture.series, &site.numbers).is_none_or(|growth| growth > 0.0)
+    })
 }
 
 /// What the setting `lens` says, its words separated by commas. Without it, allocator calls were observed, and

@@ -80,12 +80,12 @@ impl SiteVerdict {
     }
 }
 
-/// Gives a verdict to the sites that matter.
+/// Gives a verdict to the sites that matter and have none.
 pub(super) fn judge_sites(capture: &Capture, sites: &mut [Site]) {
     let chosen = chosen(capture, sites);
     let ages = Ages::of(capture);
     for index in chosen {
-        let Some(site) = sites.get_mut(index) else { continue };
+        let Some(site) = sites.get_mut(index).filter(|site| site.verdict.is_none()) else { continue };
         site.verdict = Some(verdict(capture, &ages, site));
     }
 }

@@ -527,6 +527,9 @@ impl Session {
         self.options.follow = false;
         self.refresh()?;
         self.sample(elapsed, true)?;
+        let running: Vec<_> =
+            self.roster.alive().map(|member| (member.tgid.get(), member.program().id)).collect();
+        self.memory_looks.look_into_heaps(&running, elapsed, &mut self.writer)?;
         live::read_ages(self.programs.live.fd().as_fd(), &mut self.ages)?;
         for member in self.roster.all() {
             member.mappings.add_ages(&mut self.ages);

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::human::{count, counted, middle, percent, seconds, size};
 use super::table::{Paint, growth};
-use super::{escape, memory};
+use super::{escape, memory, verdict};
 use crate::model::{EndReason, Lens, ProcessEnd};
 use crate::profile::{ProcessSummary, Profile, Rss, SiteVerdict, Totals};
 
@@ -20,6 +20,11 @@ pub(super) fn head(text: &mut String, profile: &Profile, width: usize, paint: Pa
     let cmdline = target.cmdline.join(" ");
     field(text, "command", &middle(&escape(&cmdline), width - 10), width);
     field(text, "recorded", &recorded(profile), width);
+    if let Some(first) = profile.verdicts.first() {
+        let said = format!("{}: {}", first.kind.name(), verdict::summary(profile, first));
+        field(text, "verdict", &escape(&said), width);
+        field(text, "next", &escape(&verdict::next(profile, first)), width);
+    }
     let mut rss = profile.rss.map_or_else(|| "not read".into(), |rss| start_and_end(&rss));
     if process_count(profile) > 1 {
         let _ = write!(rss, " (pid {} alone)", target.tgid);
@@ -94,7 +99,8 @@ fn sums(text: &mut String, profile: &Profile, width: usize) {
     }
     let too_short = profile.sites.iter().filter_map(|site| site.verdict.as_ref());
     let too_short = too_short.filter(|verdict| verdict.is_too_short()).find_map(SiteVerdict::needed_s);
-    if let Some(needed_s) = too_short {
+    let is_said = profile.verdicts.first().is_some_and(|verdict| verdict.needed_s().is_some());
+    if let Some(needed_s) = too_short.filter(|_| !is_said) {
         let needed_ns = (needed_s.clamp(1.0, 1e6).ceil() * 1e9) as u64;
         let said = format!("too few samples to tell leaks; record for {} more", seconds(needed_ns));
         field(text, "verdicts", &said, width);

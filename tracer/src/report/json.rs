@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 
 use super::escape::is_deceptive;
 use super::section::{group_name, state};
-use crate::model::{EndReason, Lens, MemoryClass, MemoryLimit, ProcessId, Runtime, Target};
+use super::verdict;
+use crate::model::{EndReason, LedgerClass, Lens, MemoryClass, MemoryLimit, ProcessId, Runtime, Target};
 use crate::profile::{
-    AllocatorSummary, FigureSummary, Group, GroupKey, LedgerLine, LedgerSummary, ProcessSummary, Profile,
+    AllocatorSummary, FigureSummary, Group, GroupKey, LedgerLine, LedgerSummary, ProcessSummary, ProcessVerdict, Profile,
     Rss, SetAside, Site, SiteFrame, SiteVerdict, Totals, advice,
 };
 
@@ -39,7 +40,7 @@ pub fn json(profile: &Profile) -> Value {
         }),
         "figures": profile.figures.iter().map(|row| figure(profile, row)).collect::<Vec<_>>(),
         "limits": profile.limits.iter().map(|row| limit(profile, row)).collect::<Vec<_>>(),
-        "verdict": null,
+        "verdict": profile.verdicts.first().map(|verdict| process_verdict(profile, verdict)),
         "filter": {
             "sort": profile.filter.sort.name(),
             "min_age_s": profile.filter.min_age_ns.map(seconds),
@@ -322,6 +323,37 @@ fn site(profile: &Profile, site: &Site) -> Value {
         "stack_lost": site.is_lost,
         "culprit": (!site.frames.is_empty()).then_some(site.culprit),
         "stack": profile.stack(site).map(|line| frame(&line)).collect::<Vec<_>>(),
+    })
+}
+
+fn process_verdict(profile: &Profile, verdict: &ProcessVerdict) -> Value {
+    let trend = &verdict.trend.evidence;
+    json!({
+        "kind": verdict.kind.name(),
+        "summary": verdict::summary(profile, verdict),
+        "next": verdict::next(profile, verdict),
+        "pid": profile.process(verdict.process).map(|row| row.process.target.tgid),
+        "evidence": {
+            "series": verdict.trend.kind.name(),
+            "reason": verdict.trend.reason.name(),
+            "needed_s": verdict.needed_s(),
+            "slope_bytes_per_s": trend.slope,
+            "slope_low_bytes_per_s": trend.interval.map(|interval| interval.0),
+            "slope_high_bytes_per_s": trend.interval.map(|interval| interval.1),
+            "trend_p": trend.trend_p,
+            "samples": trend.samples,
+            "explained_part": verdict.explained_part(),
+            "retained_bytes": verdict.retained_bytes,
+            "undetermined_sites": verdict.undetermined_sites,
+            "causes": verdict.causes.iter().map(|cause| json!({
+                "kind": cause.kind.name(),
+                "class": cause.class.map(LedgerClass::name),
+                "lens": cause.sites.as_ref().map(|sites| sites.lens.name()),
+                "sites": cause.sites.as_ref().map(|sites| sites.count),
+                "function": cause.sites.as_ref().and_then(|sites| sites.function.as_ref()),
+                "growth_bytes_per_s": cause.growth_bytes_per_s,
+            })).collect::<Vec<_>>(),
+        },
     })
 }
 

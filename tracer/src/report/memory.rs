@@ -7,7 +7,7 @@ use super::human::{percent, size};
 use super::section::{described, more, section};
 use super::table::{Paint, growth};
 use crate::model::{LedgerRow, Lens, MemoryLimit};
-use crate::profile::{LedgerLine, Profile, advice};
+use crate::profile::{LedgerLine, ProcessKind, ProcessVerdict, Profile, advice};
 
 /// Lines of a ledger, and figures.
 const ROWS_SHOWN: usize = 12;
@@ -155,8 +155,14 @@ pub(super) fn accounted(profile: &Profile) -> Option<String> {
     Some(format!("{} with the runtime's; RSS changed by {grew}: {rest}", size(seen)))
 }
 
-/// Writes the advice.
+/// Writes the advice, unless the verdict on the process has it.
 pub(super) fn write_advice(text: &mut String, profile: &Profile, width: usize) {
+    let is_said = |verdict: &ProcessVerdict| {
+        matches!(verdict.kind, ProcessKind::ManagedHeapGrowth | ProcessKind::AllocatorRetention)
+    };
+    if profile.verdicts.first().is_some_and(is_said) {
+        return;
+    }
     if let Some(sentence) = advised(profile) {
         line(text, &wrapped(&format!("hint: {sentence}"), width, "      ", str::to_owned));
     }

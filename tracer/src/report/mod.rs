@@ -14,6 +14,7 @@ mod section;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod verdict;
 
 pub use diff::{DEFAULT_DIFF_ROWS, diff_json, diff_table};
 pub use escape::escape;
