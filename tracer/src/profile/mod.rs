@@ -1,6 +1,7 @@
 //! Pure folds over a capture: sites, growth, completeness.
 
 mod aside;
+mod collector;
 mod completeness;
 mod diff;
 mod filter;
@@ -23,6 +24,7 @@ mod wrapper;
 
 use std::collections::HashMap;
 
+use collector::Collections;
 use filter::Selection;
 
 use crate::capture::{Capture, Header, LENS_SETTING, Series};
@@ -149,7 +151,8 @@ impl Profile {
         let mut sites = merge::merge(&capture, &numbers, merges);
         let completeness = completeness::fold(&capture, &sites);
         let lenses = lenses(&capture);
-        let verdicts = Self::judge(&capture, &mut sites, &numbers, (&lenses, &filter));
+        let collections = Collections::of(&capture, &sites);
+        let verdicts = Self::judge(&capture, &mut sites, (&numbers, &collections), (&lenses, &filter));
         sites.retain(|site| {
             let is_wanted = filter
                 .class
@@ -157,7 +160,7 @@ impl Profile {
             is_wanted && selection.takes_site(site)
         });
         let suppressed = suppress(&capture, &mut sites, &filter);
-        verdict::judge_sites(&capture, &mut sites);
+        verdict::judge_sites(&capture, &mut sites, &collections);
         site::order(&mut sites, &capture.series, &filter);
         let total = |lens| totals::totals(&capture.series, sites.iter().filter(|site| site.lens == lens));
         let (totals, mapped, resident) = (total(Lens::Malloc), total(Lens::Mmap), total(Lens::Faults));
@@ -215,13 +218,13 @@ impl Profile {
     fn judge(
         capture: &Capture,
         sites: &mut [Site],
-        numbers: &[number::Number<'_>],
+        (numbers, collections): (&[number::Number<'_>], &Collections),
         (lenses, filter): (&[Lens], &Filter),
     ) -> Vec<ProcessVerdict> {
         let mut all: Vec<Site> =
             sites.iter().filter(|site| !number::is_set_aside(site.lens, site.class)).cloned().collect();
         let _ = suppress(capture, &mut all, filter);
-        verdict::judge_sites(capture, &mut all);
+        verdict::judge_sites(capture, &mut all, collections);
         let verdicts = observed::judge_processes(capture, lenses, &all, numbers);
         let mut known: HashMap<Vec<u32>, Option<SiteVerdict>> =
             all.into_iter().map(|site| (site.numbers, site.verdict)).collect();

@@ -2,7 +2,7 @@
 
 use super::SiteKind;
 use crate::model::{LedgerClass, Lens, MemoryClass, ProcessId};
-use crate::trend::{Floors, Kind, Reason, Verdict, judge};
+use crate::trend::{Floors, Kind, Reason, Verdict, judge, theil_sen};
 
 /// Free memory inside of the allocator is worth a verdict from this size, in bytes,
 const MIN_RETAINED_BYTES: u64 = 16 << 20;
@@ -10,6 +10,9 @@ const MIN_RETAINED_BYTES: u64 = 16 << 20;
 const MIN_RETAINED_PART: f64 = 0.25;
 /// A cause that is a smaller part of the growth of RSS is named beside the verdict and does not decide it.
 const MIN_CAUSE_PART: f64 = 0.05;
+
+/// A class of the ledger that is a smaller part of the growth of RSS needs a verdict of its own.
+const MIN_PART_OF_GROWTH: f64 = 0.2;
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -168,9 +171,9 @@ pub(super) struct Observed {
 /// The verdict.
 pub(super) fn judge_process(observed: &Observed) -> ProcessVerdict {
     let trend = judge(&observed.memory, &Floors::RSS);
-    let mut causes = causes(observed);
-    causes.sort_by(|a, b| b.growth_bytes_per_s.total_cmp(&a.growth_bytes_per_s));
     let growth = trend.evidence.slope.filter(|_| trend.kind.is_growth()).unwrap_or(0.0);
+    let mut causes = causes(observed, growth);
+    causes.sort_by(|a, b| b.growth_bytes_per_s.total_cmp(&a.growth_bytes_per_s));
     let decisive = causes.iter().find(|cause| cause.growth_bytes_per_s >= growth * MIN_CAUSE_PART);
     let kind = match decisive {
         Some(cause) => cause.kind,
@@ -201,27 +204,26 @@ fn is_retained(observed: &Observed) -> bool {
 }
 
 /// What grows. What call sites say goes before what the ledger says of the same memory: it is exact, and names somebody.
-fn causes(observed: &Observed) -> Vec<Cause> {
+fn causes(observed: &Observed, growth: f64) -> Vec<Cause> {
     let mut causes: Vec<Cause> = Vec::new();
     causes.extend(leak_of(observed, Lens::Malloc, ProcessKind::NativeLeak, |_| true));
     causes.extend(leak_of(observed, Lens::Mmap, ProcessKind::MappingGrowth, |_| true));
     let has = |lens| observed.lenses.contains(&lens);
     let has_mapping_leak = causes.iter().any(|cause| cause.kind == ProcessKind::MappingGrowth);
     for class in [LedgerClass::ManagedHeap, LedgerClass::JitCode, LedgerClass::RuntimeInternal] {
-        causes.extend(growth_of(observed, class, ProcessKind::ManagedHeapGrowth));
+        causes.extend(growth_of(observed, class, ProcessKind::ManagedHeapGrowth, growth));
     }
     // What lies in these mappings may be touched later than it was mapped, so that no mapping leaks and RSS grows.
     if !has_mapping_leak {
         use LedgerClass::{File, Mmap, SharedMemory, ThreadStack, Unknown};
         for class in [Mmap, ThreadStack, SharedMemory, File, Unknown] {
-            causes.extend(growth_of(observed, class, ProcessKind::MappingGrowth));
+            causes.extend(growth_of(observed, class, ProcessKind::MappingGrowth, growth));
         }
     }
-    let arenas: Vec<Cause> =
-        [LedgerClass::AllocatorArena, LedgerClass::AllocatorLive, LedgerClass::BrkHeap]
-            .into_iter()
-            .filter_map(|class| growth_of(observed, class, ProcessKind::Undetermined))
-            .collect();
+    let arenas: Vec<Cause> = [LedgerClass::AllocatorArena, LedgerClass::AllocatorLive, LedgerClass::BrkHeap]
+        .into_iter()
+        .filter_map(|class| growth_of(observed, class, ProcessKind::Undetermined, growth))
+        .collect();
     if !has(Lens::Malloc) {
         causes.extend(arenas);
     } else if !arenas.is_empty() && !causes.iter().any(|cause| cause.kind == ProcessKind::NativeLeak) {
@@ -249,13 +251,25 @@ fn leak_of(
 }
 
 /// A class of the ledger that grows without bound. Pages that were touched tell by whom.
-fn growth_of(observed: &Observed, class: LedgerClass, kind: ProcessKind) -> Option<Cause> {
+fn growth_of(observed: &Observed, class: LedgerClass, kind: ProcessKind, growth: f64) -> Option<Cause> {
     let (_, points) = observed.classes.iter().find(|(of, _)| *of == class)?;
     let trend = judge(points, &Floors::RSS);
-    let slope = trend.evidence.slope.filter(|slope| trend.kind.is_growth() && *slope > 0.0)?;
+    let own = trend.evidence.slope.filter(|_| trend.kind.is_growth());
+    let slope = own.or_else(|| part_of(points, growth)).filter(|slope| *slope > 0.0)?;
     let by_pages = leak_of(observed, Lens::Faults, kind, |site| ledger_class(site.class) == Some(class));
     let sites = by_pages.and_then(|cause| cause.sites);
     Some(Cause { kind, class: Some(class), sites, growth_bytes_per_s: slope })
+}
+
+/// The slope of a class that was looked at too rarely for a verdict of its own, where RSS grows for good and the class is a
+/// part of that: it rose from look to look, and its slope is that from the first look to the last.
+fn part_of(points: &[(f64, f64)], growth: f64) -> Option<f64> {
+    let (first, last) = (points.first()?, points.last()?);
+    let slope = theil_sen(points).filter(|slope| growth > 0.0 && *slope >= growth * MIN_PART_OF_GROWTH)?;
+    let whole = (last.1 - first.1) / (last.0 - first.0);
+    let falls = points.windows(2).filter(|pair| matches!(pair, [a, b] if b.1 < a.1)).count();
+    let is_steady = (0.5..=2.0).contains(&(whole / slope)) && falls * 4 <= points.len();
+    (points.len() < Floors::RSS.samples && is_steady).then_some(slope)
 }
 
 /// Where the ledger books pages of a class of sites.
@@ -366,6 +380,24 @@ mod tests {
         assert_eq!(judge_process(&kept).kind, ProcessKind::AllocatorRetention);
         let unknown = Observed { retained_bytes: None, ..observed(0.0) };
         assert_eq!(judge_process(&unknown).kind, ProcessKind::NoGrowth);
+    }
+
+    #[test]
+    fn a_class_that_was_looked_at_rarely() {
+        let rare = |values: &[f64]| -> Points {
+            (0..).zip(values).map(|(look, mib)| (f64::from(look) * 6.0, mib * MIB)).collect()
+        };
+        let kind = |values: &[f64]| {
+            let classes = vec![(LedgerClass::ManagedHeap, rare(values))];
+            judge_process(&Observed { classes, ..observed(MIB) }).kind
+        };
+        assert_eq!(kind(&[30.0, 36.0, 42.0, 48.0, 54.0]), ProcessKind::ManagedHeapGrowth);
+        assert_eq!(kind(&[30.0, 60.0, 20.0, 61.0, 31.0]), ProcessKind::Undetermined, "a sawtooth");
+        assert_eq!(kind(&[30.0, 30.0, 30.0, 30.0, 60.0]), ProcessKind::Undetermined, "a step");
+        assert_eq!(kind(&[30.0, 60.0]), ProcessKind::Undetermined);
+        let level =
+            Observed { classes: vec![(LedgerClass::ManagedHeap, rare(&[1.0, 2.0, 3.0]))], ..observed(0.0) };
+        assert_eq!(judge_process(&level).kind, ProcessKind::NoGrowth);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Site;
+use super::collector::Collections;
 use super::survival::{Births, Survival, survival};
 use crate::capture::{Capture, Series};
 use crate::model::Lens;
@@ -52,6 +53,8 @@ pub struct SiteVerdict {
     pub growth_bytes_per_s: Option<f64>,
     /// Whether the ages of the blocks decided, not the series.
     pub by_survivors: bool,
+    /// Whether it would be a leak, if the garbage collector that frees its blocks had been seen at work.
+    pub awaits_collection: bool,
     /// What the series says.
     pub trend: Verdict,
     /// What the ages say; `None` where they are not known: unfinished recordings, earlier moments, pages.
@@ -81,12 +84,12 @@ impl SiteVerdict {
 }
 
 /// Gives a verdict to the sites that matter and have none.
-pub(super) fn judge_sites(capture: &Capture, sites: &mut [Site]) {
+pub(super) fn judge_sites(capture: &Capture, sites: &mut [Site], collections: &Collections) {
     let chosen = chosen(capture, sites);
     let ages = Ages::of(capture);
     for index in chosen {
         let Some(site) = sites.get_mut(index).filter(|site| site.verdict.is_none()) else { continue };
-        site.verdict = Some(verdict(capture, &ages, site));
+        site.verdict = Some(verdict(capture, &ages, site, collections));
     }
 }
 
@@ -152,7 +155,7 @@ impl Ages {
     }
 }
 
-fn verdict(capture: &Capture, ages: &Ages, site: &Site) -> SiteVerdict {
+fn verdict(capture: &Capture, ages: &Ages, site: &Site, collections: &Collections) -> SiteVerdict {
     let series = &capture.series;
     let points: Vec<(f64, f64)> = series
         .points_ns
@@ -164,13 +167,15 @@ fn verdict(capture: &Capture, ages: &Ages, site: &Site) -> SiteVerdict {
     let trend = judge(&points, &floors);
     let survival = ages.survival(site, capture.elapsed_ns());
     let (kind, by_survivors) = decide(&trend, survival.as_ref());
+    let awaits_collection = kind == SiteKind::Leak && collections.is_awaited(site);
+    let kind = if awaits_collection { SiteKind::Undetermined } else { kind };
     let growth_bytes_per_s = match (kind, by_survivors) {
         (SiteKind::Leak, true) => survival.and_then(|survival| survival.growth_bytes_per_s),
         (SiteKind::Leak, false) => trend.evidence.slope,
         _ => None,
     };
     let last_freed_ns = last_freed_ns(series, &site.numbers);
-    SiteVerdict { kind, growth_bytes_per_s, by_survivors, trend, survival, last_freed_ns }
+    SiteVerdict { kind, growth_bytes_per_s, by_survivors, awaits_collection, trend, survival, last_freed_ns }
 }
 
 /// The verdict, and whether the ages decided.

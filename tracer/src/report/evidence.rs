@@ -19,6 +19,10 @@ pub(super) fn evidence(verdict: &SiteVerdict) -> String {
             }
             parts.push(trend.reason.phrase().to_owned());
         }
+        SiteKind::Undetermined if verdict.awaits_collection => parts.push(
+            "it grows, but a garbage collector frees these blocks and was not seen to run: record for longer, or make it run"
+                .to_owned(),
+        ),
         SiteKind::Undetermined if verdict.by_survivors => {
             parts.push("it grows, but old blocks are freed: a queue, or a rate that rises".to_owned());
         }

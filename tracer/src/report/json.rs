@@ -8,8 +8,8 @@ use super::section::{group_name, state};
 use super::verdict;
 use crate::model::{EndReason, LedgerClass, Lens, MemoryClass, MemoryLimit, ProcessId, Runtime, Target};
 use crate::profile::{
-    AllocatorSummary, FigureSummary, Group, GroupKey, LedgerLine, LedgerSummary, ProcessSummary, ProcessVerdict, Profile,
-    Rss, SetAside, Site, SiteFrame, SiteVerdict, Totals, advice,
+    AllocatorSummary, FigureSummary, Group, GroupKey, LedgerLine, LedgerSummary, ProcessSummary,
+    ProcessVerdict, Profile, Rss, SetAside, Site, SiteFrame, SiteVerdict, Totals, advice,
 };
 
 /// Name and version of the schema.
@@ -181,6 +181,11 @@ fn process(profile: &Profile, row: &ProcessSummary) -> Value {
         "mapped_count": has_mappings.then_some(row.mapped.count),
         "resident_bytes": profile.has_lens(Lens::Faults).then_some(row.resident.bytes),
         "resident_count": profile.has_lens(Lens::Faults).then_some(row.resident.count),
+        "verdict": profile
+            .verdicts
+            .iter()
+            .find(|verdict| verdict.process == row.process.id)
+            .map(|verdict| process_verdict(profile, verdict)),
     });
     if let (Some(process), Value::Object(more)) = (process.as_object_mut(), more) {
         process.extend(more);
@@ -364,6 +369,7 @@ fn evidence(verdict: &SiteVerdict) -> Value {
         "series": verdict.trend.kind.name(),
         "reason": verdict.trend.reason.name(),
         "confidence": verdict.confidence(),
+        "awaits_collection": verdict.awaits_collection,
         "growth_bytes_per_s": verdict.growth_bytes_per_s,
         "needed_s": verdict.needed_s(),
         "slope_bytes_per_s": trend.slope,

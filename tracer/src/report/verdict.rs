@@ -99,8 +99,7 @@ fn compared(verdict: &ProcessVerdict) -> String {
 fn without_cause(profile: &Profile, verdict: &ProcessVerdict) -> String {
     match verdict.kind {
         ProcessKind::AllocatorRetention => {
-            let (kept, resident) =
-                (verdict.retained_bytes.unwrap_or(0), verdict.resident_bytes.unwrap_or(0));
+            let (kept, resident) = (verdict.retained_bytes.unwrap_or(0), verdict.resident_bytes.unwrap_or(0));
             format!(
                 "nothing was seen to leak, but the allocator keeps {} that the program has freed: {} of RSS.",
                 size(kept),
@@ -111,10 +110,9 @@ fn without_cause(profile: &Profile, verdict: &ProcessVerdict) -> String {
         ProcessKind::WarmUp => "memory grew in the beginning only: no leak was seen.".to_owned(),
         ProcessKind::NoGrowth => "memory does not grow.".to_owned(),
         _ => match verdict.growth_bytes_per_s() {
-            Some(growth) if profile.lenses.is_empty() => format!(
-                "RSS grows, {}; by whom was not observed.",
-                rate(growth)
-            ),
+            Some(growth) if profile.lenses.is_empty() => {
+                format!("RSS grows, {}; by whom was not observed.", rate(growth))
+            }
             Some(growth) => format!(
                 "RSS grows, {}, and no call site and no part of memory was seen to grow for good{}.",
                 rate(growth),
@@ -123,7 +121,7 @@ fn without_cause(profile: &Profile, verdict: &ProcessVerdict) -> String {
                     open => format!("; {} undetermined", counted(open, "call site is", "call sites are")),
                 }
             ),
-            None => format!("not enough was seen to tell: {}.", verdict.trend.reason.phrase()),
+            None => format!("not enough was seen: {}.", verdict.trend.reason.phrase()),
         },
     }
 }
@@ -153,8 +151,8 @@ pub(crate) fn next(profile: &Profile, verdict: &ProcessVerdict) -> String {
         }
         ProcessKind::Undetermined => match verdict.needed_s() {
             Some(needed_s) => {
-                let needed_ns = (needed_s.clamp(1.0, 1e6).ceil() * 1e9) as u64;
-                format!("record for about {} more", seconds(needed_ns))
+                let whole_s = profile.window.elapsed_ns as f64 / 1e9 + needed_s.clamp(1.0, 1e6);
+                format!("record again, for {} at least", seconds((whole_s.ceil() * 1e9) as u64))
             }
             None if !has(Lens::Malloc) => format!("offheap record {pid}"),
             None if !has(Lens::Faults) => format!("offheap record --lens faults {pid}"),

@@ -383,12 +383,14 @@ impl PageBook {
                         (area.start..area.end).contains(&fault.page) && (is_file || fault.is_write)
                     })
                 };
-                if let Some(site) = populated.map(|range| range.2).or_else(near) {
-                    claims.push((page, site));
+                // The rest of a huge page below a stack pointer is stack as much as the page that was touched.
+                let near = || near().map(|fault| (fault.site, fault.on_stack));
+                if let Some((site, on_stack)) = populated.map(|range| (range.2, false)).or_else(near) {
+                    claims.push((page, site, on_stack));
                 }
             }
         }
-        for (page, site) in claims {
+        for (page, site, on_stack) in claims {
             let (number, index) = split(page);
             let chunk = self.chunks.entry(number).or_insert_with(|| Box::new(Chunk::EMPTY));
             chunk.claimed |= 1 << index;
@@ -396,7 +398,7 @@ impl PageBook {
             chunk.set_site(index, site);
             self.held += 1;
             self.allocate(site, 1);
-            self.note_use(areas, page, site, false);
+            self.note_use(areas, page, site, on_stack);
         }
     }
 
@@ -408,7 +410,13 @@ impl PageBook {
         for (number, chunk) in self.chunks.range(first..=last) {
             faults.extend(bits(chunk.own).map(|index| {
                 let page = (number << CHUNK_SHIFT) + u64::from(index);
-                Touched { page, site: chunk.site(index), is_write: chunk.write >> index & 1 == 1 }
+                let has = |set: u64| set >> index & 1 == 1;
+                Touched {
+                    page,
+                    site: chunk.site(index),
+                    is_write: has(chunk.write),
+                    on_stack: has(chunk.on_stack),
+                }
             }));
         }
         faults
@@ -535,16 +543,17 @@ struct Touched {
     page: u64,
     site: u32,
     is_write: bool,
+    on_stack: bool,
 }
 
-/// The site of the nearest usable one; the lower of two equally near.
-fn nearest(faults: &[Touched], page: u64, is_usable: impl Fn(&Touched) -> bool) -> Option<u32> {
+/// The nearest usable one; the lower of two equally near.
+fn nearest(faults: &[Touched], page: u64, is_usable: impl Fn(&Touched) -> bool) -> Option<&Touched> {
     let (below, above) = faults.split_at(faults.partition_point(|fault| fault.page < page));
     let below = below.iter().rev().find(|fault| is_usable(fault));
     let above = above.iter().find(|fault| is_usable(fault));
     match (below, above) {
-        (Some(below), Some(above)) if above.page - page < page - below.page => Some(above.site),
-        (Some(found), _) | (None, Some(found)) => Some(found.site),
+        (Some(below), Some(above)) if above.page - page < page - below.page => Some(above),
+        (Some(found), _) | (None, Some(found)) => Some(found),
         (None, None) => None,
     }
 }

@@ -77,6 +77,20 @@ fn a_page_on_its_way_has_until_the_next_look() {
 }
 
 #[test]
+fn a_huge_page_below_a_stack_pointer_is_stack() {
+    let areas = [area(512, 2048, AreaKind::Anonymous)];
+    let mut book = PageBook::default();
+    book.begin(&areas, &[]);
+    book.fault(1000, &fault(1, FAULT_FRESH | FAULT_WRITE | FAULT_ON_STACK));
+    book.fault(1030, &write(2));
+    look(&mut book, &areas, &[run(512, 1024, PRESENT), run(1030, 1040, PRESENT)]);
+    assert_eq!((pages(&book, 1), pages(&book, 2)), ((512, 512), (10, 10)));
+    let on_stack =
+        |site| book.sites[&site].uses.iter().map(|one| (one.pages, one.on_stack)).collect::<Vec<_>>();
+    assert_eq!((on_stack(1), on_stack(2)), (vec![(512, 512)], vec![(10, 0)]));
+}
+
+#[test]
 fn the_page_of_zeroes_is_nobodys() {
     let areas = [area(0, 100, AreaKind::Anonymous)];
     let zero = PRESENT.and(PageState::ZERO);
