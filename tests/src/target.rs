@@ -84,6 +84,11 @@ impl Target {
     /// Sends an order to a puppet and waits until it is carried out.
     pub fn order(&mut self, order: &str) -> Result {
         self.send(order)?;
+        self.wait_done()
+    }
+
+    /// Waits until an order that was sent is carried out.
+    pub fn wait_done(&mut self) -> Result {
         self.output.wait_for("`done`", |line| line == "done").map(drop)
     }
 

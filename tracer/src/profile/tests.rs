@@ -8,6 +8,7 @@ use super::{Broken, Filter, Profile, ProfileError, Sort, StackShares, Suppressio
 use crate::capture::fixture::{MIB, Recording, at, blocks, clean, leaky};
 use crate::model::StackEnd;
 
+mod collector;
 mod diff;
 mod several;
 mod verdict;
