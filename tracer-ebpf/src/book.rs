@@ -8,7 +8,7 @@ use tracer_common::abi::{LIFETIME_BUCKETS, LiveBlock, LiveKey, Loss, SITE_LOST, 
 
 use crate::{
     atomic,
-    map::{EXECS, LIFETIMES, LIVE, SITES, TALLIES},
+    map::{self, EXECS, LIFETIMES, LIVE, SITES, TALLIES},
 };
 
 /// The kernel's EEXIST, negated.
@@ -48,6 +48,8 @@ pub fn now_ns() -> u64 {
 pub fn allocation(key: LiveKey, block: LiveBlock) {
     match LIVE.insert(key, block, u64::from(BPF_NOEXIST)) {
         Ok(()) => {}
+        // Its release came after the end of the recording, and so does this.
+        Err(EEXIST) if map::has_stopped() => return,
         Err(EEXIST) => {
             // Rule 3: its release was missed. Copied before it is replaced.
             if let Some(old) = LIVE.get_ptr(key) {

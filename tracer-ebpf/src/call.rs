@@ -17,7 +17,7 @@ use tracer_common::{
 use crate::{
     book,
     intern::{self, Origin},
-    map::{CALLS, SETTINGS},
+    map::{self, CALLS, SETTINGS},
     task::{self, Registers},
     walk::Start,
 };
@@ -37,6 +37,9 @@ const EMPTY: CallInFlight = CallInFlight {
 /// Remembers the call; for a resize, sets the old block aside.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) {
+    if map::has_stopped() {
+        return;
+    }
     let regs = Registers::new(ctx.regs);
     // SAFETY: `ctx` is the context the kernel passed.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });

@@ -73,6 +73,18 @@ pub static OWNERS: HashMap<u32, u32> = HashMap::with_max_entries(1024, BPF_F_NO_
 #[map]
 pub static SHARER_COUNT: Array<u32> = Array::with_max_entries(1, 0);
 
+/// Element 0: not 0 from the end of the recording on. No call that begins later counts, so that all counters stay as they
+/// are while the probes are taken off, one after the other.
+#[map]
+pub static STOPPED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Whether the recording has ended.
+#[inline(always)]
+pub fn has_stopped() -> bool {
+    // SAFETY: a map value, which user space writes once.
+    STOPPED.get_ptr(0).is_some_and(|stopped| unsafe { core::ptr::read_volatile(stopped) } != 0)
+}
+
 /// Time of the last exec by tgid, in ns.
 #[map]
 pub static EXECS: HashMap<u32, u64> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);

@@ -8,7 +8,7 @@ use tracer_common::{
 
 use crate::{
     book,
-    map::CALLS,
+    map::{self, CALLS},
     task::{self, Registers},
 };
 
@@ -16,6 +16,9 @@ use crate::{
 /// so its release counts wherever it is called from, also inside of another allocator call.
 #[inline(always)]
 pub fn enter(ctx: &ProbeContext) {
+    if map::has_stopped() {
+        return;
+    }
     // SAFETY: `ctx` is the context the kernel passed.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
     let address = Registers::new(ctx.regs).argument(cookie.pointer_argument());

@@ -122,6 +122,8 @@ pub struct Programs {
     pub lifetimes: MappedArray<SiteLifetimes>,
     /// Number of sites handed out.
     site_count: Array<MapData, u32>,
+    /// Not 0 from the end of the recording on.
+    stopped: Array<MapData, u32>,
     /// Losses.
     pub tallies: PerCpuArray<MapData, Abi<Tally>>,
     /// New stacks and lifecycle events.
@@ -186,6 +188,7 @@ impl Programs {
             sites: MappedArray::map(&counters, "SITES", options.limits.max_sites)?,
             lifetimes: MappedArray::map(&lifetimes, "LIFETIMES", options.limits.max_sites)?,
             site_count: typed(&mut bpf, "SITE_COUNT")?,
+            stopped: typed(&mut bpf, "STOPPED")?,
             tallies: typed(&mut bpf, "TALLIES")?,
             events: typed(&mut bpf, "EVENTS")?,
             validations: typed(&mut bpf, "VALIDATIONS")?,
@@ -222,6 +225,15 @@ impl Programs {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
+    }
+
+    /// From now on no call of an allocator counts.
+    ///
+    /// # Errors
+    /// [`RecordError::Map`].
+    pub fn stop(&mut self) -> Result<(), RecordError> {
+        let failed = |source| RecordError::Map { operation: "write", map: "STOPPED", source };
+        self.stopped.set(0, 1, 0).map_err(failed)
     }
 
     /// Sites handed out.

@@ -432,6 +432,7 @@ impl Session {
             elapsed,
             processes: u32::try_from(self.roster.len()).unwrap_or(u32::MAX),
             sites: self.programs.site_count()?.min(self.options.limits.max_sites - 1),
+            rss_bytes: self.progress.rss_bytes,
             ..Progress::default()
         };
         let mapped: HashMap<u32, SiteCounters> =
@@ -463,11 +464,8 @@ impl Session {
             }
         }
         self.writer.add_samples(elapsed_ns, &changed)?;
-        self.sample_rss(elapsed_ns)?;
-        if is_last || self.memory_looks.is_due(elapsed) {
-            let running: Vec<_> =
-                self.roster.alive().map(|member| (member.tgid.get(), member.program().id)).collect();
-            self.memory_looks.look(&running, elapsed, &mut self.writer)?;
+        if !is_last {
+            self.look_at_memory(elapsed, false)?;
         }
         let tallies = self.programs.tallies()?;
         let losses = losses::rows(&tallies, &self.own_losses()?);
@@ -476,6 +474,22 @@ impl Session {
         self.writer.set_overhead(self.probe_hits(&tallies), None)?;
         self.writer.commit()?;
         Ok(())
+    }
+
+    /// Resident memory, and where it lies if that is due.
+    fn look_at_memory(&mut self, elapsed: Duration, is_last: bool) -> Result<(), RecordError> {
+        self.progress.rss_bytes = None;
+        self.sample_rss(nanoseconds(elapsed))?;
+        if is_last || self.memory_looks.is_due(elapsed) {
+            let running = self.running();
+            self.memory_looks.look(&running, elapsed, &mut self.writer)?;
+        }
+        Ok(())
+    }
+
+    /// Programs that run, with their processes.
+    fn running(&self) -> Vec<(u32, crate::model::ProcessId)> {
+        self.roster.alive().map(|member| (member.tgid.get(), member.program().id)).collect()
     }
 
     fn own_losses(&self) -> Result<OwnLosses, RecordError> {
@@ -513,8 +527,10 @@ impl Session {
 
     /// Takes the probes off, reads what is left, names the frames, closes the capture.
     fn finish(mut self, reason: EndReason) -> Result<Outcome, RecordError> {
-        // Taken before the probes go, which takes a while: what is read afterwards is the state of now.
+        // Before the probes go, which takes a while: all that is read is the state of now.
+        self.programs.stop()?;
         let elapsed = self.started.elapsed();
+        self.look_at_memory(elapsed, true)?;
         self.look_at_mappings(|_| true)?;
         self.ask_runtimes();
         self.ask_runtimes_of_faults();
@@ -527,8 +543,7 @@ impl Session {
         self.options.follow = false;
         self.refresh()?;
         self.sample(elapsed, true)?;
-        let running: Vec<_> =
-            self.roster.alive().map(|member| (member.tgid.get(), member.program().id)).collect();
+        let running = self.running();
         self.memory_looks.look_into_heaps(&running, elapsed, &mut self.writer)?;
         live::read_ages(self.programs.live.fd().as_fd(), &mut self.ages)?;
         for member in self.roster.all() {
