@@ -42,6 +42,10 @@ pub(super) struct CheckArgs {
     #[arg(long, value_name = "N", help_heading = "Rules", value_parser = |text: &str| parse_count_in(text, 0..=1_000_000))]
     pub max_leak_sites: Option<u32>,
 
+    /// Leaks that are slower do not count for --max-leak-sites, such as 10KiB/min
+    #[arg(long, value_name = "RATE", help_heading = "Rules", value_parser = parse_rate)]
+    pub min_leak_rate: Option<Rate>,
+
     /// How fast what is not freed, and resident memory, may grow, such as 1MiB/min, 64KiB/s, 10MB/h
     #[arg(long, value_name = "RATE", help_heading = "Rules", value_parser = parse_rate)]
     pub max_growth: Option<Rate>,
@@ -145,7 +149,9 @@ pub(super) fn resolve(args: CheckArgs, color: bool, width: Option<u16>) -> Resul
 /// What is not asked for is no rule; if nothing is, nothing may leak.
 fn rules(args: &CheckArgs) -> Rules {
     let rules = Rules {
-        max_leak_sites: args.max_leak_sites,
+        // Whoever says which leaks count wants none of them.
+        max_leak_sites: args.max_leak_sites.or(args.min_leak_rate.map(|_| 0)),
+        min_leak_rate: args.min_leak_rate,
         max_growth: args.max_growth,
         max_rss_growth: args.max_rss_growth.or(args.max_growth),
         max_unfreed_bytes: args.max_unfreed,

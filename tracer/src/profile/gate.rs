@@ -76,12 +76,14 @@ impl Outcome {
 /// What was measured for a rule.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Measure {
-    /// Call sites that leak and count, and how many may.
+    /// Call sites that leak.
     LeakSites {
-        /// Found.
+        /// That count.
         found: usize,
         /// Leaks that the baseline has, too.
         known: usize,
+        /// Leaks that are slower than [`Rules::min_leak_rate`].
+        slow: usize,
         /// May be.
         allowed: u32,
     },
@@ -244,6 +246,8 @@ struct Leaks {
     counted: Vec<usize>,
     /// How many the baseline has, too.
     known: usize,
+    /// How many others are too slow to count.
+    slow: usize,
     /// Whether too little was seen to call anything a leak.
     is_too_short: bool,
 }
@@ -270,8 +274,18 @@ impl Judge<'_, '_> {
         let leaking = self.counted_sites().filter(|(_, site)| of_kind(site, SiteKind::Leak));
         let (known, counted): (Vec<usize>, Vec<usize>) =
             leaking.map(|(index, _)| index).partition(|index| self.is_known(*index));
+        let least = self.rules.min_leak_rate.map_or(f64::NEG_INFINITY, Rate::bytes_per_s);
+        let (counted, slow): (Vec<usize>, Vec<usize>) = counted.into_iter().partition(|index| {
+            let rate = self.profile.sites.get(*index).and_then(rate);
+            rate.is_none_or(|rate| rate >= least)
+        });
         let mut verdicts = self.counted_sites().filter_map(|(_, site)| site.verdict.as_ref());
-        Leaks { known: known.len(), is_too_short: verdicts.any(|verdict| verdict.is_too_short()), counted }
+        Leaks {
+            known: known.len(),
+            slow: slow.len(),
+            is_too_short: verdicts.any(|verdict| verdict.is_too_short()),
+            counted,
+        }
     }
 
     fn findings(&self, leaks: &Leaks) -> Vec<Finding> {
@@ -387,6 +401,6 @@ fn leak_sites(leaks: &Leaks, allowed: u32) -> Finding {
         _ if leaks.is_too_short => Outcome::NotJudged,
         _ => Outcome::Passed,
     };
-    let measure = Measure::LeakSites { found, known: leaks.known, allowed };
+    let measure = Measure::LeakSites { found, known: leaks.known, slow: leaks.slow, allowed };
     Finding { rule: Rule::LeakSites, outcome, measure }
 }

@@ -55,6 +55,8 @@ impl Rate {
 pub struct Rules {
     /// Call sites that may leak.
     pub max_leak_sites: Option<u32>,
+    /// Leaks that are slower do not count.
+    pub min_leak_rate: Option<Rate>,
     /// How fast what is outstanding may grow.
     pub max_growth: Option<Rate>,
     /// How fast resident memory may grow.

@@ -57,6 +57,7 @@ const fn per_minute(bytes: u64) -> Option<Rate> {
 
 const LEAKS: Rules = Rules {
     max_leak_sites: Some(0),
+    min_leak_rate: None,
     max_growth: None,
     max_rss_growth: None,
     max_unfreed_bytes: None,
@@ -103,6 +104,13 @@ fn a_leak_is_a_breach_and_a_cache_is_not() {
     let profile = full(&recording(30, &[&cache], level), 0);
     let gate = Gate::new(&profile, None, LEAKS, NONE);
     assert_eq!((gate.verdict(), gate.offenders.len()), (GateVerdict::Passed, 0));
+    // 6400 B/s are 375 KiB/min.
+    for (kib, expected) in [(370, GateVerdict::Breached), (380, GateVerdict::Passed)] {
+        let rules = Rules { min_leak_rate: per_minute(kib << 10), ..LEAKS };
+        let profile = full(&recording(30, &[&leak], level), 0);
+        let gate = Gate::new(&profile, None, rules, NONE);
+        assert_eq!((gate.verdict(), gate.undetermined.len()), (expected, 0), "{kib} KiB/min");
+    }
     let allowed = Rules { max_leak_sites: Some(1), ..LEAKS };
     let profile = full(&recording(30, &[&leak], level), 0);
     assert_eq!(Gate::new(&profile, None, allowed, NONE).verdict(), GateVerdict::Passed);

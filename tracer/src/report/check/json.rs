@@ -72,8 +72,8 @@ fn finding(gate: &Gate<'_>, finding: &Finding) -> Value {
         "unfreed": null,
     });
     let (name, measure) = match &finding.measure {
-        Measure::LeakSites { found, known, allowed } => {
-            ("leak_sites", json!({ "found": found, "known": known, "allowed": allowed }))
+        Measure::LeakSites { found, known, slow, allowed } => {
+            ("leak_sites", json!({ "found": found, "known": known, "slow": slow, "allowed": allowed }))
         }
         Measure::Growth(measure) => ("growth", growth(measure)),
         Measure::Unfreed { found_bytes, allowed_bytes } => {

@@ -68,7 +68,7 @@ fn short(gate: &Gate<'_>, finding: &Finding) -> String {
 /// What was found for a rule, beside what is allowed.
 pub(super) fn found(gate: &Gate<'_>, finding: &Finding) -> String {
     match &finding.measure {
-        Measure::LeakSites { found, known, allowed } => {
+        Measure::LeakSites { found, known, slow, allowed } => {
             let mut text = match (finding.outcome, found) {
                 (Outcome::NotJudged, _) => "too little was seen to call anything a leak".to_owned(),
                 (_, 0) => "no call site leaks".to_owned(),
@@ -76,6 +76,10 @@ pub(super) fn found(gate: &Gate<'_>, finding: &Finding) -> String {
             };
             if *known > 0 {
                 text.push_str(&format!(" besides {} known from the baseline", count(*known as u64)));
+            }
+            if let Some(least) = gate.rules.min_leak_rate.filter(|_| *slow > 0) {
+                let slow = counted(*slow as u64, "leak", "leaks");
+                text.push_str(&format!(" besides {slow} below {}/{}", size(least.bytes), least.unit.name()));
             }
             if *found > 0 || *allowed > 0 {
                 text.push_str(&format!(", {} allowed", count(u64::from(*allowed))));

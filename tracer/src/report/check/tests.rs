@@ -55,6 +55,7 @@ fn limits() -> Rules {
     let rate = Some(Rate { bytes: MIB, unit: RateUnit::Minute });
     Rules {
         max_leak_sites: Some(0),
+        min_leak_rate: None,
         max_growth: rate,
         max_rss_growth: rate,
         max_unfreed_bytes: Some(64 * MIB),
@@ -72,7 +73,12 @@ fn each(mut look: impl FnMut(&str, &Gate<'_>)) {
         profile(&lossy)
     });
     let ended = |status| Run { command_status: Some(status), warm_up_ns: 5 * SECOND_NS };
-    let lenient = Rules { max_leak_sites: Some(3), max_unfreed_bytes: Some(1 << 40), ..Rules::default() };
+    let lenient = Rules {
+        max_leak_sites: Some(3),
+        min_leak_rate: Some(Rate { bytes: 16 * MIB, unit: RateUnit::Hour }),
+        max_unfreed_bytes: Some(1 << 40),
+        ..Rules::default()
+    };
     look("breach", &Gate::new(&ordinary, None, limits(), Run::default()));
     look("hostile", &Gate::new(&hostile, Some(&old), limits(), ended(7)));
     look("known", &Gate::new(&ordinary, Some(&ordinary), limits(), Run::default()));
