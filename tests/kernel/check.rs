@@ -174,7 +174,7 @@ fn ends_early() -> Result {
     let mut gate = Gate::start(["--duration", "30s", &pid])?;
     let leftover = format!("offheap-check-{}-", gate.pid());
     let is_left = || -> Result<bool> {
-        let mut names = std::fs::read_dir(std::env::temp_dir())?.filter_map(std::result::Result::ok);
+        let mut names = std::fs::read_dir("/tmp")?.filter_map(std::result::Result::ok);
         Ok(names.any(|entry| entry.file_name().to_string_lossy().starts_with(&leftover)))
     };
     gate.wait_until_attached()?;

@@ -154,10 +154,13 @@ impl Room {
         if let Some(file) = kept {
             return Ok(Self { file: file.to_owned(), directory: None });
         }
-        // A directory that is there already is an error: nobody else can have made this one.
+        // Root takes no directory from the environment: its owner could put another in the place of this one. A
+        // directory that is there already is an error: nobody else can have made this one.
+        let is_root = rustix::process::geteuid().is_root();
+        let parent = if is_root { PathBuf::from("/tmp") } else { env::temp_dir() };
         let now = jiff::Timestamp::now().as_nanosecond();
         let name = format!("offheap-check-{}-{now}", std::process::id());
-        let directory = env::temp_dir().join(name);
+        let directory = parent.join(name);
         DirBuilder::new().mode(0o700).create(&directory)?;
         Ok(Self { file: directory.join("check.offheap"), directory: Some(directory) })
     }

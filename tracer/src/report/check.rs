@@ -186,11 +186,11 @@ fn culprit(gate: &Gate<'_>, site: &Site) -> String {
     line.map_or_else(|| "no stack".to_owned(), |line| escape(&line.label()).into_owned())
 }
 
-/// How fast a site grows, in the limit's unit.
+/// How fast a site grows, in the limit's unit; empty where that is not known.
 fn grown(gate: &Gate<'_>, site: &Site) -> String {
     let leak = site.verdict.as_ref().and_then(|verdict| verdict.growth_bytes_per_s);
     let rate = leak.or(site.growth_bytes_per_s);
-    rate.map_or_else(|| "growth unknown".to_owned(), |rate| per(rate, gate.unit()))
+    rate.map_or_else(String::new, |rate| per(rate, gate.unit()))
 }
 
 /// What a site holds and does, on one line.
@@ -201,10 +201,12 @@ fn numbers(gate: &Gate<'_>, offender: &Offender, site: &Site) -> String {
         Lens::Faults => ("page", "pages"),
     };
     let kind = site.verdict.as_ref().filter(|verdict| !verdict.is_too_short());
+    let grown = grown(gate, site);
     format!(
-        "{}: {}, {} in {}{}",
+        "{}: {}{}{} in {}{}",
         offender.breaks.iter().map(|rule| rule.name()).collect::<Vec<_>>().join(", "),
-        grown(gate, site),
+        grown,
+        if grown.is_empty() { "" } else { ", " },
         size(site.outstanding_bytes),
         counted(site.outstanding_count, one, many),
         kind.map_or_else(String::new, |verdict| format!(", {}", verdict.kind.name())),
