@@ -5,6 +5,7 @@
 //! (`cargo xtask vm`), `runtime` needs the language runtimes of this machine.
 
 mod allocators;
+mod check;
 mod errors;
 mod faults;
 mod ledger;

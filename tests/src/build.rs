@@ -73,6 +73,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("puppet", Recipe::C, "puppet"),
     ("family", Recipe::C, "family"),
     ("grower", Recipe::C, "grower"),
+    ("worker", Recipe::C, "worker"),
     ("spin_pairs", Recipe::C, "spin_pairs"),
     ("spin_pages", Recipe::C, "spin_pages"),
     ("exceptions", Recipe::Cpp, "exceptions"),

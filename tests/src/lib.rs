@@ -7,10 +7,12 @@
 //! * [`tracer`]: offheap, attached or running a command, and its report.
 //! * [`report`]: `offheap report --format json`.
 //! * [`watch`]: `offheap watch` and its JSON.
+//! * [`gate`]: `offheap check` and what it says.
 //! * [`truth`]: what a target knows, and the exact comparison.
 //! * [`require`]: what this machine must have; a skip is reported, or fails.
 
 pub mod build;
+pub mod gate;
 pub mod lines;
 pub mod report;
 pub mod require;

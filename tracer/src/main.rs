@@ -50,6 +50,7 @@ fn main() -> ExitCode {
 fn start_log(invocation: &Invocation) {
     let bpf = match &invocation.action {
         Action::Record(RecordPlan { bpf_log: Some(_), .. }) => log::LevelFilter::Trace,
+        Action::Check(plan) if plan.record.bpf_log.is_some() => log::LevelFilter::Trace,
         _ => log::LevelFilter::Off,
     };
     let own = match invocation.verbosity {
@@ -71,6 +72,7 @@ fn run(invocation: &Invocation, width: Option<u16>) -> anyhow::Result<ExitCode> 
         Action::Diff(plan) => cmd::diff::run(plan, out, err)?,
         Action::Rss(plan) => cmd::rss::run(plan, out, err)?,
         Action::Watch(plan) => cmd::watch::run(plan, invocation.verbosity, out, err)?,
+        Action::Check(plan) => cmd::check::run(plan, invocation.verbosity, out, err)?,
         Action::Doctor { tgid, selection } => cmd::doctor::run(*tgid, selection, out)?,
         Action::Demo { output_directory } => {
             cmd::demo::run(output_directory, invocation.color_stdout, width, out, err)?

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::check::CheckArgs;
 use super::diff::DiffArgs;
 use super::plan::{
     BpfLogLevel, ColorChoice, ExportFormat, GroupKey, LensKey, MemoryClass, ReportFormat, Shell, SortKey,
@@ -16,8 +17,8 @@ use super::quantity::{
 };
 use super::rss::RssArgs;
 
-const SECOND: Duration = Duration::from_secs(1);
-const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Longest prefix of an allocator's functions.
 const MAX_PREFIX_BYTES: usize = 256;
@@ -40,7 +41,8 @@ pub(super) use choice;
     about,
     max_term_width = 100,
     after_help = "`offheap PID` records for 30 seconds and prints the report.\n\
-                  Exit status: 0 done; 1 failed; 2 usage; 3 done, but data is incomplete."
+                  Exit status: 0 done; 1 failed; 2 usage; 3 done, but data is incomplete;\n\
+                  4 `check` found a breach."
 )]
 pub(super) struct OffheapArgs {
     /// Process to record for 30 seconds and report on
@@ -120,6 +122,9 @@ pub(super) enum CommandArgs {
     Rss(RssArgs),
     /// Watch the memory of processes, without probes, and say whether it grows
     Watch(super::watch::WatchArgs),
+
+    /// Gate a canary or a test command: fail where memory leaks or grows too fast
+    Check(Box<CheckArgs>),
     /// Show what this kernel and a process allow, and what would be attached
     Doctor(DoctorArgs),
     /// Trace a leaking program that is part of offheap
@@ -147,6 +152,25 @@ pub(super) enum CommandArgs {
                       offheap record [OPTIONS] --container ID\n       \
                       offheap record [OPTIONS] -- COMMAND [ARGUMENT]...")]
 pub(super) struct RecordArgs {
+    #[command(flatten)]
+    pub recording: RecordingArgs,
+
+    /// How long [default: 30s for a process, a command until it ends]
+    #[arg(long, help_heading = "What to record", value_parser = |text: &str| parse_duration_in(text, SECOND..=WEEK))]
+    pub duration: Option<Duration>,
+
+    /// Capture file [default: offheap-COMM-PID-DATE-TIME.offheap]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+
+    /// Overwrite an existing file
+    #[arg(long, help_heading = "Output")]
+    pub force: bool,
+}
+
+/// Whom to record, and how: of every command that records.
+#[derive(Debug, Args)]
+pub(super) struct RecordingArgs {
     /// Processes to record
     #[arg(value_name = "PID", help_heading = "Target")]
     pub targets: Vec<String>,
@@ -171,10 +195,6 @@ pub(super) struct RecordArgs {
     #[arg(last = true, value_name = "COMMAND", help_heading = "Target")]
     pub command: Vec<OsString>,
 
-    /// How long [default: 30s for a process, a command until it ends]
-    #[arg(long, help_heading = "What to record", value_parser = |text: &str| parse_duration_in(text, SECOND..=WEEK))]
-    pub duration: Option<Duration>,
-
     /// Time between two points of the series
     #[arg(
         long,
@@ -198,14 +218,6 @@ pub(super) struct RecordArgs {
     /// What to look at: allocator calls, mappings, page faults (what becomes resident)
     #[arg(long, value_delimiter = ',', default_value = "malloc,mmap", help_heading = "What to record", value_parser = choice!(LensKey))]
     pub lens: Vec<LensKey>,
-
-    /// Capture file [default: offheap-COMM-PID-DATE-TIME.offheap]
-    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
-    pub output: Option<PathBuf>,
-
-    /// Overwrite an existing file
-    #[arg(long, help_heading = "Output")]
-    pub force: bool,
 
     /// Blocks that can be live at one time [default: 1048576]
     #[arg(long, value_name = "N", help_heading = "Limits", value_parser = |text: &str| parse_count_in(text, 1..=100_000_000))]
@@ -293,6 +305,13 @@ pub(super) struct SelectionArgs {
     #[arg(long, value_name = "NAME")]
     pub allocator: Option<String>,
 
+    #[command(flatten)]
+    pub suppressions: SuppressionArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Selection")]
+pub(super) struct SuppressionArgs {
     /// Hide call sites that match a line `leak:PATTERN` of this file; may be repeated
     #[arg(long, value_name = "FILE")]
     pub suppressions: Vec<PathBuf>,

@@ -5,6 +5,7 @@
 
 mod args;
 mod capture_name;
+pub mod check;
 pub mod diff;
 mod message;
 pub mod plan;

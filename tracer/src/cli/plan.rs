@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::check::CheckPlan;
 use super::diff::DiffPlan;
 
 pub use crate::{
@@ -173,6 +174,20 @@ choices! {
 }
 
 choices! {
+    /// Form of what `check` says.
+    CheckFormat {
+        /// For a person.
+        Text = "text",
+        /// For a program.
+        Json = "json",
+        /// For test runners and what shows their results.
+        Junit = "junit",
+        /// Commands for a workflow of GitHub Actions.
+        Github = "github",
+    }
+}
+
+choices! {
     /// Whether to use colours.
     ColorChoice {
         /// On a terminal, unless NO_COLOR is set.
@@ -239,6 +254,8 @@ pub enum Action {
     Rss(RssPlan),
     /// `offheap watch`.
     Watch(WatchPlan),
+    /// `offheap check`.
+    Check(Box<CheckPlan>),
     /// `offheap doctor`.
     Doctor {
         /// The process that is looked at, if any.

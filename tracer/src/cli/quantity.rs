@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::profile::{Rate, RateUnit};
+
 /// Units of a size and their bytes.
 const SIZE_UNITS: [(&str, u64); 8] = [
     ("B", 1),
@@ -36,6 +38,24 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
         .ok()
         .and_then(|number| number.checked_mul(*factor))
         .ok_or_else(|| "more bytes than a 64-bit number can hold".into())
+}
+
+/// A rate of growth.
+pub(super) fn parse_rate(text: &str) -> Result<Rate, String> {
+    let Some((size, unit)) = text.split_once('/') else {
+        return Err("a rate is a size and a time, such as `1MiB/min`, `64KiB/s` or `10MB/h`".into());
+    };
+    let bytes = parse_size(size.trim_end())?;
+    let unit = RateUnit::ALL.into_iter().find(|known| known.name() == unit.trim_start());
+    let unit = unit.ok_or("unknown time; use one of `s`, `min` and `h`, as in `1MiB/min`")?;
+    Ok(Rate { bytes, unit })
+}
+
+/// A share in percent, a whole number.
+pub(super) fn parse_percent_in(text: &str, range: RangeInclusive<u32>) -> Result<u32, String> {
+    let number = text.strip_suffix('%').map(str::trim_end).and_then(|number| number.parse().ok());
+    let number = number.ok_or("a share is a whole number and `%`, such as `25%`")?;
+    in_range(number, &range, format!("{}%", range.start()), format!("{}%", range.end()))
 }
 
 /// A duration.
@@ -118,6 +138,45 @@ mod tests {
             ("99999999999999999999B", "64-bit"),
         ] {
             assert!(parse_size(text).is_err_and(|error| error.contains(reason)), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_are_sizes_over_times() {
+        for (text, bytes, unit) in [
+            ("1MiB/min", 1 << 20, RateUnit::Minute),
+            ("64KiB/s", 65_536, RateUnit::Second),
+            ("10MB/h", 10_000_000, RateUnit::Hour),
+            ("0B/s", 0, RateUnit::Second),
+            ("5 kib / min", 5120, RateUnit::Minute),
+        ] {
+            assert_eq!(parse_rate(text), Ok(Rate { bytes, unit }), "{text}");
+        }
+        for (text, reason) in [
+            ("1MiB", "a size and a time"),
+            ("", "a size and a time"),
+            ("1/min", "`1KiB`"),
+            ("MiB/min", "a number and a unit"),
+            ("1MiB/m", "`min`"),
+            ("1MiB/", "`min`"),
+            ("1MiB/min/s", "`min`"),
+            ("-1MiB/s", "a number and a unit"),
+            ("99999999999TiB/s", "64-bit"),
+        ] {
+            assert!(parse_rate(text).is_err_and(|error| error.contains(reason)), "{text}");
+        }
+        assert_eq!(Rate { bytes: 60, unit: RateUnit::Minute }.bytes_per_s().to_bits(), 1.0f64.to_bits());
+        assert_eq!(Rate { bytes: 7200, unit: RateUnit::Hour }.bytes_per_s().to_bits(), 2.0f64.to_bits());
+    }
+
+    #[test]
+    fn shares_are_in_percent() {
+        assert_eq!(parse_percent_in("25%", 0..=1000), Ok(25));
+        assert_eq!(parse_percent_in("0 %", 0..=1000), Ok(0));
+        for (text, reason) in
+            [("25", "`25%`"), ("%", "`25%`"), ("2.5%", "`25%`"), ("1001%", "from 0% to 1000%")]
+        {
+            assert!(parse_percent_in(text, 0..=1000).is_err_and(|error| error.contains(reason)), "{text}");
         }
     }
 

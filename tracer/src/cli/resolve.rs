@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::args::{
-    AllocatorArgs, CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, ReportArgs, SelectionArgs,
+    AllocatorArgs, CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, RecordingArgs, ReportArgs,
+    SelectionArgs,
 };
 use super::diff::diff;
 use super::message::not_a_command;
@@ -69,6 +70,7 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
         CommandArgs::Diff(args) => Action::Diff(diff(args, color, width)?),
         CommandArgs::Rss(args) => Action::Rss(rss(args, width)?),
         CommandArgs::Watch(args) => Action::Watch(super::watch::resolve(args)?),
+        CommandArgs::Check(args) => Action::Check(Box::new(super::check::resolve(*args, color, width)?)),
         CommandArgs::Doctor(args) => {
             let tgid = match (args.target, args.pid) {
                 (None, None) => None,
@@ -123,8 +125,8 @@ pub(super) fn selection(args: SelectionArgs) -> Result<Selection, String> {
         process,
         class: args.class,
         allocator: args.allocator,
-        suppressions: args.suppressions,
-        has_built_in_suppressions: !args.no_built_in_suppressions,
+        suppressions: args.suppressions.suppressions,
+        has_built_in_suppressions: !args.suppressions.no_built_in_suppressions,
     })
 }
 
@@ -183,15 +185,27 @@ fn quick_record(
 }
 
 fn record(args: RecordArgs) -> Result<RecordPlan, String> {
+    let plan = recording(args.recording, "record", args.duration, DEFAULT_DURATION)?;
+    Ok(RecordPlan { output: args.output, force: args.force, ..plan })
+}
+
+/// The recording that a command does, which is called `word`. `default` is how long processes are recorded where
+/// nothing is said. Nothing is said about its file.
+pub(super) fn recording(
+    args: RecordingArgs,
+    word: &str,
+    duration: Option<Duration>,
+    default: Duration,
+) -> Result<RecordPlan, String> {
     let (min_size_bytes, max_size_bytes) = (args.min_size.unwrap_or(0), args.max_size.unwrap_or(u64::MAX));
     if min_size_bytes > max_size_bytes {
         return Err(
             "`--min-size` is above `--max-size`, so that nothing would be booked; exchange them".into()
         );
     }
-    let target = record_target(&args)?;
-    let default_duration = (!matches!(target, TargetPlan::Command(_))).then_some(DEFAULT_DURATION);
-    let duration = args.duration.or(default_duration);
+    let target = record_target(&args, word)?;
+    let default_duration = (!matches!(target, TargetPlan::Command(_))).then_some(default);
+    let duration = duration.or(default_duration);
     if duration.is_some_and(|duration| duration < args.interval) {
         return Err(
             "`--interval` is longer than `--duration`, so that there would be no series; shorten it".into()
@@ -202,8 +216,8 @@ fn record(args: RecordArgs) -> Result<RecordPlan, String> {
         target,
         duration,
         interval: args.interval,
-        output: args.output,
-        force: args.force,
+        output: None,
+        force: false,
         min_size_bytes,
         max_size_bytes,
         limits: Limits {
@@ -230,7 +244,7 @@ fn lenses(given: &[LensKey]) -> Vec<LensKey> {
         .collect()
 }
 
-fn record_target(args: &RecordArgs) -> Result<TargetPlan, String> {
+fn record_target(args: &RecordingArgs, word: &str) -> Result<TargetPlan, String> {
     let pids: Vec<&str> = args.targets.iter().chain(&args.pids).map(String::as_str).collect();
     let scope = match (&args.cgroup, &args.container) {
         (Some(path), _) => Some(Scope::cgroup(path)?),
@@ -238,17 +252,16 @@ fn record_target(args: &RecordArgs) -> Result<TargetPlan, String> {
         (None, None) => None,
     };
     match (pids.is_empty(), scope, args.command.is_empty()) {
-        (true, None, true) => {
-            Err("nothing to record; give a process id, as in `offheap record 1234`, or a command, \
-                              as in `offheap record -- ls -l`"
-                .into())
-        }
+        (true, None, true) => Err(format!(
+            "nothing to {word}; give a process id, as in `offheap {word} 1234`, or a command, as in `offheap {word} -- ls \
+             -l`"
+        )),
         (true, None, false) => Ok(TargetPlan::Command(args.command.clone())),
         (true, Some(scope), true) => Ok(TargetPlan::Scope(scope)),
         (false, None, true) => processes(&args.targets, &pids),
-        (false, None, false) => Err("a process id and a command; record one of them at a time".into()),
+        (false, None, false) => Err(format!("a process id and a command; {word} one of them at a time")),
         (_, Some(scope), _) => {
-            Err(format!("the {} and something else; record one of them at a time", scope.describe()))
+            Err(format!("the {} and something else; {word} one of them at a time", scope.describe()))
         }
     }
 }

@@ -466,3 +466,64 @@ fn a_watch_has_defaults_and_rules() {
         assert!(complaint(line).contains(words), "{line}: {}", complaint(line));
     }
 }
+
+fn check_plan(line: &str) -> check::CheckPlan {
+    match action(line) {
+        Action::Check(plan) => *plan,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_gate_has_defaults_and_takes_the_options_of_a_recording() {
+    use crate::profile::{Rate, RateUnit, Rules};
+    let plan = check_plan("check 7");
+    assert_eq!((plan.measured, plan.is_default_duration), (Some(Duration::from_secs(60)), true));
+    let none = Rules { max_leak_sites: Some(0), tolerance_percent: 25, ..Rules::default() };
+    assert_eq!((plan.rules, plan.format, plan.output), (none, CheckFormat::Text, None));
+    let recorded = record_plan("record 7 --duration 60s");
+    assert_eq!(plan.record, recorded);
+    let plan =
+        check_plan("check --warm-up 20s --duration 30s --lens malloc --interval 500ms --min-size 64B 7 8");
+    let recorded = record_plan("record --duration 50s --lens malloc --interval 500ms --min-size 64B 7 8");
+    assert_eq!((plan.record, plan.warm_up), (recorded, Duration::from_secs(20)));
+    let plan = check_plan("check -- npm test");
+    assert_eq!((plan.record.duration, plan.is_default_duration), (None, false));
+    assert_eq!(plan.record.target, TargetPlan::Command(vec!["npm".into(), "test".into()]));
+    let plan = check_plan(
+        "check --max-growth 1MiB/min --baseline b.offheap --tolerance 50% --suppressions s.txt \
+         --no-built-in-suppressions --out r.xml --format junit --capture c.offheap --force 7",
+    );
+    let rate = Some(Rate { bytes: 1 << 20, unit: RateUnit::Minute });
+    let rules = Rules { max_growth: rate, max_rss_growth: rate, tolerance_percent: 50, ..Rules::default() };
+    assert_eq!(
+        (plan.rules, plan.format),
+        (rules, CheckFormat::Junit),
+        "a rule that is given is the only one"
+    );
+    assert_eq!((plan.output, plan.baseline), (Some("r.xml".into()), Some("b.offheap".into())));
+    assert_eq!((plan.record.output, plan.record.force), (Some("c.offheap".into()), true));
+    assert_eq!(plan.selection.suppressions, [PathBuf::from("s.txt")]);
+    assert!(!plan.selection.has_built_in_suppressions);
+    let plan = check_plan("check 7 --max-growth 1MiB/min --max-rss-growth 5MB/h --max-unfreed 1KiB");
+    assert_eq!(plan.rules.max_rss_growth, Some(Rate { bytes: 5_000_000, unit: RateUnit::Hour }));
+    assert_eq!((plan.rules.max_unfreed_bytes, plan.rules.max_leak_sites), (Some(1024), None));
+    assert_eq!(check_plan("check --duration 5s --max-unfreed 0B 7").measured, Some(Duration::from_secs(5)));
+}
+
+#[test]
+fn a_gate_has_rules() {
+    for (line, words) in [
+        ("check", "nothing to check"),
+        ("check 7 -- ls", "check one of them"),
+        ("check npm test", "put `--` before it"),
+        ("check 7 --max-growth 1MiB", "a size and a time"),
+        ("check 7 --duration 5s", "at least 11s here"),
+        ("check 7 --duration 30s --interval 5s", "at least 55s here"),
+        ("check 7 --tolerance 25", "`25%`"),
+        ("check 7 --format xml", "`text`, `json`, `junit` or `github`"),
+        ("check 7 --out a --capture a", "name the same file"),
+    ] {
+        assert!(complaint(line).contains(words), "{line}: {}", complaint(line));
+    }
+}

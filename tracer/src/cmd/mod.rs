@@ -1,5 +1,6 @@
 //! One file per subcommand: wires the stages, prints, has no logic.
 
+pub mod check;
 pub mod completions;
 pub mod demo;
 pub mod demo_target;

@@ -296,11 +296,14 @@ pub fn conclude(recorded: &Recorded, verbosity: Verbosity, err: &mut dyn Write) 
             outcome.reason.name(),
             describe(&outcome.progress, None)
         )?;
-        for hint in &outcome.hints {
-            writeln!(err, "offheap: note: {}", crate::report::escape(hint))?;
-        }
+        write_hints(outcome, err)?;
     }
     Ok(if outcome.progress.lost > 0 { ExitStatus::Incomplete } else { ExitStatus::Done })
+}
+
+/// What the recorder had to say.
+pub(super) fn write_hints(outcome: &Outcome, err: &mut dyn Write) -> std::io::Result<()> {
+    outcome.hints.iter().try_for_each(|hint| writeln!(err, "offheap: note: {}", crate::report::escape(hint)))
 }
 
 /// A process id, for the commands that take one and are no recording.

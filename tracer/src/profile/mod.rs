@@ -6,6 +6,7 @@ mod completeness;
 mod diff;
 mod filter;
 mod frame;
+mod gate;
 mod group;
 mod memory;
 mod merge;
@@ -39,6 +40,10 @@ pub use diff::{Diff, DiffRow, Match, Side};
 pub use filter::{By, Filter, ProfileError, Sort};
 pub use frame::SiteFrame;
 pub(crate) use frame::base_name;
+pub use gate::{
+    Comparison, Finding, Gate, GateVerdict, Growth, Measure, Offender, Outcome, Rate, RateUnit,
+    Rule as GateRule, Rules, Run, Shortfall, Standing,
+};
 pub use group::{Group, GroupKey};
 pub use memory::{FigureSummary, LedgerLine, LedgerSummary, advice};
 pub use number::Outstanding;

@@ -49,7 +49,7 @@ pub(super) fn head(text: &mut String, profile: &Profile, width: usize, paint: Pa
 const RULES_SHOWN: usize = 4;
 
 /// What suppressions have taken out of everything else.
-fn hidden(profile: &Profile) -> String {
+pub(super) fn hidden(profile: &Profile) -> String {
     let sites: usize = profile.suppressed.iter().map(|sum| sum.sites).sum();
     let mut rules: Vec<String> = profile
         .suppressed

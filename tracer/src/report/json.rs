@@ -9,7 +9,7 @@ use super::verdict;
 use crate::model::{EndReason, LedgerClass, Lens, MemoryClass, MemoryLimit, ProcessId, Runtime, Target};
 use crate::profile::{
     AllocatorSummary, FigureSummary, Group, GroupKey, LedgerLine, LedgerSummary, ProcessSummary,
-    ProcessVerdict, Profile, Rss, SetAside, Site, SiteFrame, SiteVerdict, Totals, advice,
+    ProcessVerdict, Profile, Rss, SetAside, Site, SiteFrame, SiteVerdict, Suppressed, Totals, advice,
 };
 
 /// Name and version of the schema.
@@ -57,13 +57,7 @@ pub fn json(profile: &Profile) -> Value {
         "allocators": profile.allocators.iter().map(allocator).collect::<Vec<_>>(),
         "groups": profile.groups.iter().map(|row| group(profile, row)).collect::<Vec<_>>(),
         "mappings": profile.set_aside.iter().map(|row| set_aside(profile, row)).collect::<Vec<_>>(),
-        "suppressed": profile.suppressed.iter().map(|sum| json!({
-            "pattern": sum.rule.pattern,
-            "origin": sum.rule.origin.name(),
-            "sites": sum.sites,
-            "outstanding_bytes": sum.outstanding_bytes,
-            "outstanding_count": sum.outstanding_count,
-        })).collect::<Vec<_>>(),
+        "suppressed": suppressed(profile),
         "sites": profile.sites.iter().map(|row| site(profile, row)).collect::<Vec<_>>(),
         "hints": profile.hints,
     })
@@ -71,7 +65,12 @@ pub fn json(profile: &Profile) -> Value {
 
 /// The report as text with a line end. What a terminal would act on is escaped as JSON can.
 pub fn json_text(profile: &Profile) -> String {
-    let plain = format!("{:#}\n", json(profile));
+    safe_text(&json(profile))
+}
+
+/// A document as text with a line end, without what a terminal would act on.
+pub(super) fn safe_text(document: &Value) -> String {
+    let plain = format!("{document:#}\n");
     let mut text = String::with_capacity(plain.len());
     for character in plain.chars() {
         // Beyond layout, such characters occur in strings only, where an escape means the same.
@@ -86,11 +85,25 @@ pub fn json_text(profile: &Profile) -> String {
     text
 }
 
-fn seconds(ns: u64) -> f64 {
+/// What rules have hidden.
+pub(super) fn suppressed(profile: &Profile) -> Vec<Value> {
+    let row = |sum: &Suppressed| {
+        json!({
+            "pattern": sum.rule.pattern,
+            "origin": sum.rule.origin.name(),
+            "sites": sum.sites,
+            "outstanding_bytes": sum.outstanding_bytes,
+            "outstanding_count": sum.outstanding_count,
+        })
+    };
+    profile.suppressed.iter().map(row).collect()
+}
+
+pub(super) fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-fn start(realtime_ns: u64) -> Option<String> {
+pub(super) fn start(realtime_ns: u64) -> Option<String> {
     Timestamp::from_nanosecond(i128::from(realtime_ns)).ok().map(|start| start.to_string())
 }
 
@@ -148,7 +161,7 @@ fn runtime(runtime: &Runtime) -> Value {
     json!({ "name": runtime.name, "version": runtime.version })
 }
 
-fn target(target: &Target) -> Value {
+pub(super) fn target(target: &Target) -> Value {
     json!({
         "pid": target.tgid,
         "comm": target.comm,
@@ -209,7 +222,7 @@ fn allocator(row: &AllocatorSummary) -> Value {
     })
 }
 
-fn totals(profile: &Profile) -> Value {
+pub(super) fn totals(profile: &Profile) -> Value {
     let sums = |totals: &Totals| {
         json!({
             "sites": totals.sites,
@@ -272,7 +285,7 @@ fn set_aside(profile: &Profile, row: &SetAside) -> Value {
     })
 }
 
-fn completeness(profile: &Profile) -> Value {
+pub(super) fn completeness(profile: &Profile) -> Value {
     let completeness = &profile.completeness;
     let stacks = completeness.stacks;
     json!({
@@ -300,7 +313,7 @@ fn completeness(profile: &Profile) -> Value {
     })
 }
 
-fn site(profile: &Profile, site: &Site) -> Value {
+pub(super) fn site(profile: &Profile, site: &Site) -> Value {
     let pid = match site.processes.as_slice() {
         [id] => profile.process(*id).map(|row| row.process.target.tgid),
         _ => None,

@@ -1,6 +1,7 @@
 //! What a person or a program reads: the table and the JSON.
 
 mod block;
+mod check;
 mod diff;
 mod escape;
 mod evidence;
@@ -16,6 +17,7 @@ mod table;
 pub(crate) mod tests;
 pub(crate) mod verdict;
 
+pub use check::{CHECK_SCHEMA, check_json, check_text, github, junit};
 pub use diff::{DEFAULT_DIFF_ROWS, diff_json, diff_table};
 pub use escape::escape;
 pub(crate) use head::who;
