@@ -17,6 +17,7 @@ mod old_kernel;
 mod output;
 mod processes;
 mod runtime;
+mod verdicts;
 mod watch;
 
 use anyhow::ensure;

@@ -73,6 +73,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("puppet", Recipe::C, "puppet"),
     ("family", Recipe::C, "family"),
     ("grower", Recipe::C, "grower"),
+    ("growth_cases", Recipe::C, "growth_cases"),
     ("spin_pairs", Recipe::C, "spin_pairs"),
     ("spin_pages", Recipe::C, "spin_pages"),
     ("exceptions", Recipe::Cpp, "exceptions"),

@@ -6,9 +6,11 @@ mod diff;
 mod filter;
 mod frame;
 mod group;
+mod judged;
 mod memory;
 mod merge;
 mod number;
+pub mod simulation;
 mod site;
 mod suppression;
 mod survival;
@@ -40,9 +42,9 @@ pub use memory::{FigureSummary, LedgerLine, LedgerSummary, advice};
 pub use number::Outstanding;
 pub use site::Site;
 pub use suppression::{Rule, RuleOrigin, Suppressed, SuppressionError, Suppressions};
-pub use survival::Survival;
+pub use survival::{Births, BlockAges, Survival};
 pub use totals::Totals;
-pub use verdict::{SiteKind, SiteVerdict};
+pub use verdict::{Observed, SiteKind, SiteVerdict};
 pub use who::{AllocatorSummary, ProcessSummary};
 pub use wrapper::is_wrapper;
 
@@ -154,7 +156,7 @@ impl Profile {
             (&capture.frames, &capture.objects),
             |site| totals::growth(&capture.series, &site.numbers).is_none_or(|growth| growth > 0.0),
         );
-        verdict::judge_sites(&capture, &mut sites);
+        judged::judge_sites(&capture, &mut sites);
         site::order(&mut sites, &capture.series, &filter);
         let total = |lens| totals::totals(&capture.series, sites.iter().filter(|site| site.lens == lens));
         let (totals, mapped, resident) = (total(Lens::Malloc), total(Lens::Mmap), total(Lens::Faults));
