@@ -8,20 +8,20 @@ use crate::command::{cargo, output, workspace};
 
 /// Where the tables are kept.
 const DOCUMENT: &str = "docs/verdicts.md";
-/// The tables: of series of memory, and of allocation sites.
-const TABLES: [&str; 2] = ["series", "sites"];
+/// The tables: of series of memory, and of allocation sites; and the cases per row that are kept.
+const TABLES: [(&str, u32); 2] = [("series", 4000), ("sites", 1000)];
 
 /// `cargo xtask simulate`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Cases per row; the tables that are kept have 4000.
-    #[arg(long, default_value_t = 4000)]
-    seeds: u32,
+    /// Cases per row; the tables that are kept have 4000 series and 1000 sites.
+    #[arg(long)]
+    seeds: Option<u32>,
     /// The first seed. Those of the tables that are kept were never used to find a threshold: for that, take others.
     #[arg(long, default_value_t = 2_000_001)]
     first_seed: u64,
     /// Only this table.
-    #[arg(long, value_parser = TABLES)]
+    #[arg(long, value_parser = TABLES.map(|(name, _)| name))]
     table: Option<String>,
     /// Only rows with this in their names.
     #[arg(long, default_value = "", conflicts_with_all = ["write", "check"])]
@@ -39,13 +39,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let path = workspace().join(DOCUMENT);
     let document = fs::read_to_string(&path).with_context(|| format!("cannot read `{DOCUMENT}`"))?;
     let mut new = document.clone();
-    for name in TABLES {
+    for (name, seeds) in TABLES {
         if arguments.table.as_ref().is_some_and(|wanted| wanted != name) {
             continue;
         }
         let mut command = cargo();
         command.args(["run", "--release", "--quiet", "--package", "offheap", "--example", "verdict_rates"]);
-        let (seeds, first_seed) = (arguments.seeds.to_string(), arguments.first_seed.to_string());
+        let (seeds, first_seed) =
+            (arguments.seeds.unwrap_or(seeds).to_string(), arguments.first_seed.to_string());
         command.args(["--", name, &seeds, &first_seed, &arguments.row]);
         let table = output(&mut command)?;
         new = replaced(&new, name, &table)?;

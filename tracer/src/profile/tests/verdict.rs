@@ -133,7 +133,7 @@ fn what_does_not_leak_is_not_called_a_leak() {
 #[test]
 fn growth_by_reallocation_is_a_leak() {
     for seconds in [15, 30, 60] {
-        let buffer: Vec<_> = (0..seconds * 10)
+        let buffer: Vec<_> = (0..=seconds * 10)
             .step_by(3)
             .map(|tenth| Block { born: tenth, bytes: 4096 + 100 * tenth, freed: Some(tenth + 3) })
             .collect();
