@@ -19,6 +19,7 @@ mod output;
 mod process_verdicts;
 mod processes;
 mod runtime;
+mod verdicts;
 mod watch;
 
 use anyhow::ensure;

@@ -74,6 +74,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("family", Recipe::C, "family"),
     ("grower", Recipe::C, "grower"),
     ("worker", Recipe::C, "worker"),
+    ("growth_cases", Recipe::C, "growth_cases"),
     ("spin_pairs", Recipe::C, "spin_pairs"),
     ("spin_pages", Recipe::C, "spin_pages"),
     ("exceptions", Recipe::Cpp, "exceptions"),

@@ -186,6 +186,10 @@ pub struct Site {
     pub freed_bytes: u64,
     /// Blocks released.
     pub freed_count: u64,
+    /// What it does, where enough was seen.
+    pub verdict: Option<String>,
+    /// What that rests on.
+    pub evidence: Option<serde_json::Value>,
     /// Why the stack ends.
     pub stack_end: Option<String>,
     /// Innermost first.

@@ -95,6 +95,11 @@ impl Target {
     /// The same for an order that is answered by lines of a name and a number before `done`.
     pub fn ask(&mut self, order: &str) -> Result<HashMap<String, u64>> {
         self.send(order)?;
+        self.answers()
+    }
+
+    /// Waits for the lines of a name and a number, up to `done`.
+    pub fn answers(&mut self) -> Result<HashMap<String, u64>> {
         let mut answers = HashMap::new();
         loop {
             let line = self.output.wait_for("an answer", |_| true)?;

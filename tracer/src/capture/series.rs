@@ -26,13 +26,22 @@ impl Series {
 
     /// Adds a site's outstanding bytes at every point to `sums`, which has one element per point.
     pub fn add_outstanding(&self, site: u32, sums: &mut [u64]) {
+        self.add(site, sums, |counters| counters.allocated_bytes.saturating_sub(counters.freed_bytes));
+    }
+
+    /// The same for its outstanding blocks.
+    pub fn add_outstanding_count(&self, site: u32, sums: &mut [u64]) {
+        self.add(site, sums, |counters| counters.allocated_count.saturating_sub(counters.freed_count));
+    }
+
+    fn add(&self, site: u32, sums: &mut [u64], value_of: impl Fn(&SiteCounters) -> u64) {
         let mut entries = self.sites.get(&site).into_iter().flatten().peekable();
-        let mut outstanding_bytes = 0u64;
+        let mut value = 0u64;
         for (index, sum) in sums.iter_mut().enumerate() {
             while let Some((_, counters)) = entries.next_if(|entry| usize::from(entry.0) <= index) {
-                outstanding_bytes = counters.allocated_bytes.saturating_sub(counters.freed_bytes);
+                value = value_of(counters);
             }
-            *sum = sum.saturating_add(outstanding_bytes);
+            *sum = sum.saturating_add(value);
         }
     }
 }

@@ -8,11 +8,13 @@ mod filter;
 mod frame;
 mod gate;
 mod group;
+mod judged;
 mod memory;
 mod merge;
 mod number;
 mod observed;
 mod process_verdict;
+pub mod simulation;
 mod site;
 mod suppression;
 mod survival;
@@ -50,9 +52,9 @@ pub use number::Outstanding;
 pub use process_verdict::{Cause, LeakSites, ProcessKind, ProcessVerdict};
 pub use site::Site;
 pub use suppression::{Rule, RuleOrigin, Suppressed, SuppressionError, Suppressions};
-pub use survival::Survival;
+pub use survival::{Births, BlockAges, Survival};
 pub use totals::Totals;
-pub use verdict::{SiteKind, SiteVerdict};
+pub use verdict::{Observed, SiteKind, SiteVerdict};
 pub use who::{AllocatorSummary, ProcessSummary};
 pub use wrapper::is_wrapper;
 
@@ -165,7 +167,7 @@ impl Profile {
             is_wanted && selection.takes_site(site)
         });
         let suppressed = suppress(&capture, &mut sites, &filter);
-        verdict::judge_sites(&capture, &mut sites, &collections);
+        judged::judge_sites(&capture, &mut sites, &collections);
         site::order(&mut sites, &capture.series, &filter);
         let total = |lens| totals::totals(&capture.series, sites.iter().filter(|site| site.lens == lens));
         let (totals, mapped, resident) = (total(Lens::Malloc), total(Lens::Mmap), total(Lens::Faults));
@@ -229,7 +231,7 @@ impl Profile {
         let mut all: Vec<Site> =
             sites.iter().filter(|site| !number::is_set_aside(site.lens, site.class)).cloned().collect();
         let _ = suppress(capture, &mut all, filter);
-        verdict::judge_sites(capture, &mut all, collections);
+        judged::judge_sites(capture, &mut all, collections);
         let verdicts = observed::judge_processes(capture, lenses, &all, numbers);
         let mut known: HashMap<Vec<u32>, Option<SiteVerdict>> =
             all.into_iter().map(|site| (site.numbers, site.verdict)).collect();

@@ -4,20 +4,23 @@
 //! looked for beyond which practically no block was freed: of those that got older, nearly all are live. If these
 //! were born all through the recording, not only in its beginning, their number grows without bound, whatever the
 //! noise of the churn. A cache that is full fails the first test, since it frees old blocks; one that was filled
-//! once, and a pool that has warmed up, fail the second.
+//! once, and a pool that has warmed up, fail the second. `docs/verdicts.md` has the method and its error rates.
 
-/// Part of the blocks beyond the age that may have been freed.
+mod births;
+
+use births::Rate;
+
+/// Part of the blocks beyond the age that may have been freed, where no more than a third of the recording is as old.
 const MAX_FREED_PART: f64 = 0.02;
+/// The same where the rate of frees has fallen at that age.
+const MAX_FREED_PART_FALLEN: f64 = 0.15;
+/// The rate of frees has fallen if it is at most this part of what it was. Memory whose lifetimes have a long tail (Pareto,
+/// log-normal) falls to about a third from one window of ages to the next, what is freed at random does not fall at all.
+const FALLEN_RATE: f64 = 0.1;
+/// Frees that the rate before must be known from.
+const MIN_FREED_BEFORE: u64 = 10;
 /// Fewest blocks beyond the age that say anything.
 const MIN_SURVIVORS: u64 = 8;
-/// Parts that the time of the births is cut into.
-const SLICES: usize = 8;
-/// Slices in which survivors must have been born.
-const MIN_SLICES: usize = 5;
-/// Least part of the survivors that must have been born in the second half, and most.
-const LATE_PART: std::ops::RangeInclusive<f64> = 0.25..=0.85;
-/// Largest part that one slice may have: more is an event, not a rate.
-const MAX_SLICE_PART: f64 = 0.5;
 /// The age is at least 2^29 ns, half a second: below, births are not known well enough.
 const FIRST_BUCKET: u8 = 29;
 
@@ -32,6 +35,17 @@ pub struct Births {
     pub bytes: u64,
 }
 
+/// The blocks of one site at the end of a recording.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockAges {
+    /// Those that are live.
+    pub live: Vec<Births>,
+    /// Those that were freed: `floor(log2(lifetime in ns))` and how many.
+    pub freed: Vec<(u8, u64)>,
+    /// Length of the recording.
+    pub elapsed_ns: u64,
+}
+
 /// What ages say about a site.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Survival {
@@ -43,8 +57,10 @@ pub struct Survival {
     pub survivor_bytes: u64,
     /// Blocks that were freed when they were at least that old.
     pub freed_older: u64,
-    /// Whether the survivors were born all through the recording.
+    /// Whether the survivors were born all through the recording, or since a moment in its first half.
     pub is_steady: bool,
+    /// Whether they were born ever more rarely: it fills, or warms up.
+    pub is_slowing: bool,
     /// Bytes of survivors per second of births; `None` where they are not steady.
     pub growth_bytes_per_s: Option<f64>,
 }
@@ -55,71 +71,105 @@ impl Survival {
         let all = self.survivors.saturating_add(self.freed_older);
         (all > 0).then(|| self.survivors as f64 / all as f64)
     }
+
+    /// Whether there are enough blocks of that age to say that they are freed, or are not.
+    pub fn has_enough(&self) -> bool {
+        self.survivors.saturating_add(self.freed_older) >= MIN_SURVIVORS
+    }
 }
 
-/// Judges the blocks of a site. `freed` are its freed blocks by `floor(log2(lifetime in ns))`.
-pub fn survival(live: &[Births], freed: &[(u8, u64)], elapsed_ns: u64) -> Survival {
-    let longest_ns = elapsed_ns / 3;
-    let mut best = None;
+/// Judges the blocks of a site.
+pub fn survival(ages: &BlockAges) -> Survival {
+    let mut last = None;
     for bucket in FIRST_BUCKET..63 {
         let age_ns = 1u64 << bucket;
-        if age_ns > longest_ns {
+        // Enough births must be left that are older.
+        if age_ns > ages.elapsed_ns / 5 * 3 {
             break;
         }
-        let found = at_age(live, freed, elapsed_ns, bucket);
+        let is_early = age_ns <= ages.elapsed_ns / 3;
+        let found = ages.at_age(bucket);
+        let most = |part: f64| found.freed_older as f64 <= part * found.survivors as f64;
         let is_settled = found.survivors >= MIN_SURVIVORS
-            && found.freed_older as f64 <= MAX_FREED_PART * found.survivors as f64;
+            && ((is_early && most(MAX_FREED_PART))
+                || (most(MAX_FREED_PART_FALLEN) && ages.has_fallen(bucket, &found)));
         if is_settled {
-            let growth_bytes_per_s =
-                found.is_steady.then(|| found.survivor_bytes as f64 / ((elapsed_ns - age_ns) as f64 / 1e9));
-            return Survival { settled_age_ns: Some(age_ns), growth_bytes_per_s, ..found };
+            let (is_slowing, growth_bytes_per_s) = match ages.rate(age_ns) {
+                Rate::Steady(growth_bytes_per_s) => (false, Some(growth_bytes_per_s)),
+                Rate::Falling => (true, None),
+                Rate::Uneven => (false, None),
+            };
+            let is_steady = growth_bytes_per_s.is_some();
+            return Survival {
+                settled_age_ns: Some(age_ns),
+                is_steady,
+                is_slowing,
+                growth_bytes_per_s,
+                ..found
+            };
         }
-        best = Some(found);
-    }
-    let nothing = Survival {
-        settled_age_ns: None,
-        survivors: 0,
-        survivor_bytes: 0,
-        freed_older: 0,
-        is_steady: false,
-        growth_bytes_per_s: None,
-    };
-    Survival { is_steady: false, ..best.unwrap_or(nothing) }
-}
-
-fn at_age(live: &[Births], freed: &[(u8, u64)], elapsed_ns: u64, bucket: u8) -> Survival {
-    let window_ns = elapsed_ns.saturating_sub(1 << bucket);
-    let mut slices = [0u64; SLICES];
-    let (mut survivors, mut survivor_bytes) = (0u64, 0u64);
-    for births in live.iter().filter(|births| births.born_ns < window_ns) {
-        survivors = survivors.saturating_add(births.count);
-        survivor_bytes = survivor_bytes.saturating_add(births.bytes);
-        let slice = u128::from(births.born_ns) * SLICES as u128 / u128::from(window_ns.max(1));
-        if let Some(count) = slices.get_mut(slice as usize) {
-            *count = count.saturating_add(births.count);
+        if is_early || last.is_none() {
+            last = Some(found);
         }
     }
-    let older = freed.iter().filter(|(at, _)| *at >= bucket).map(|(_, count)| *count);
-    Survival {
-        settled_age_ns: None,
-        survivors,
-        survivor_bytes,
-        freed_older: older.fold(0, u64::saturating_add),
-        is_steady: is_steady(&slices, survivors),
-        growth_bytes_per_s: None,
+    last.unwrap_or_else(|| ages.at_age(63))
+}
+
+impl BlockAges {
+    fn older_than(&self, age_ns: u64) -> impl Iterator<Item = &Births> {
+        let window_ns = self.elapsed_ns.saturating_sub(age_ns);
+        self.live.iter().filter(move |births| births.born_ns < window_ns)
+    }
+
+    fn freed_from(&self, bucket: u8) -> u64 {
+        let older = self.freed.iter().filter(|(at, _)| *at >= bucket);
+        older.map(|(_, count)| *count).fold(0, u64::saturating_add)
+    }
+
+    fn at_age(&self, bucket: u8) -> Survival {
+        let age_ns = 1u64 << bucket.min(63);
+        let sum = |get: fn(&Births) -> u64| self.older_than(age_ns).map(get).fold(0, u64::saturating_add);
+        Survival {
+            settled_age_ns: None,
+            survivors: sum(|births| births.count),
+            survivor_bytes: sum(|births| births.bytes),
+            freed_older: self.freed_from(bucket),
+            is_steady: false,
+            is_slowing: false,
+            growth_bytes_per_s: None,
+        }
+    }
+
+    /// Whether blocks of this age and more are freed at a tenth of the rate, at most, at which blocks between a quarter of
+    /// the age and the age are: frees by block and second of exposure, as a life table has them (Berkson and Gage, Proceedings of
+    /// the Staff Meetings of the Mayo Clinic 25 (1950) 270). One more than were seen is taken for what may have
+    /// been missed by chance.
+    fn has_fallen(&self, bucket: u8, found: &Survival) -> bool {
+        let age_s = seconds(1u64 << bucket);
+        let from = |first: u8| self.freed_from(first) as f64;
+        let (old, half, quarter) = (from(bucket), from(bucket - 1), from(bucket - 2));
+        let freed_before = quarter - old;
+        if freed_before < MIN_FREED_BEFORE as f64 {
+            return false;
+        }
+        let exposed = |begin_s: f64, end_s: f64| -> f64 {
+            let end_ns = self.elapsed_ns;
+            let lived_s =
+                |births: &Births| seconds(end_ns.saturating_sub(births.born_ns)).min(end_s) - begin_s;
+            self.live.iter().map(|births| lived_s(births).max(0.0) * births.count as f64).sum()
+        };
+        // Those that were freed lived for half of their bucket, as far as is known.
+        let before_s = exposed(age_s / 4.0, age_s)
+            + 0.75 * age_s * old
+            + 0.5 * age_s * (half - old)
+            + 0.125 * age_s * (quarter - half);
+        let after_s = exposed(age_s, f64::INFINITY) + 0.5 * age_s * old;
+        after_s > 0.0 && (found.freed_older as f64 + 1.0) / after_s <= FALLEN_RATE * freed_before / before_s
     }
 }
 
-fn is_steady(slices: &[u64; SLICES], survivors: u64) -> bool {
-    let all = survivors.max(1) as f64;
-    let late: u64 = slices.iter().skip(SLICES / 2).sum();
-    let largest = slices.iter().copied().max().unwrap_or(0);
-    let filled = slices.iter().filter(|count| **count > 0).count();
-    filled >= MIN_SLICES
-        && LATE_PART.contains(&(late as f64 / all))
-        && largest as f64 / all <= MAX_SLICE_PART
-        // Births that stop are a warm-up: one of the last two slices must have its part.
-        && slices.iter().skip(SLICES - 2).sum::<u64>() as f64 / all >= 0.5 * 2.0 / SLICES as f64
+fn seconds(time_ns: u64) -> f64 {
+    time_ns as f64 / 1e9
 }
 
 #[cfg(test)]
@@ -137,6 +187,10 @@ mod tests {
     /// Of the bucket that a lifetime in milliseconds falls into.
     fn freed(lifetime_ms: u64, count: u64) -> (u8, u64) {
         ((lifetime_ms * 1_000_000).ilog2() as u8, count)
+    }
+
+    fn survival(live: &[Births], freed: &[(u8, u64)], elapsed_ns: u64) -> Survival {
+        super::survival(&BlockAges { live: live.to_vec(), freed: freed.to_vec(), elapsed_ns })
     }
 
     #[test]
@@ -157,8 +211,14 @@ mod tests {
         let seen = survival(&born(20, 30, 50), &[freed(10_000, 10_000)], 30 * SECOND);
         assert_eq!((seen.settled_age_ns, seen.growth_bytes_per_s), (None, None));
         // Sessions with a mean lifetime of a minute.
-        let sessions =
-            [freed(600, 40), freed(1200, 80), freed(2500, 150), freed(5000, 280), freed(9000, 300)];
+        let sessions = [
+            freed(600, 40),
+            freed(1200, 80),
+            freed(2500, 150),
+            freed(5000, 280),
+            freed(9000, 300),
+            freed(20_000, 60),
+        ];
         let seen = survival(&born(0, 30, 30), &sessions, 30 * SECOND);
         assert_eq!((seen.settled_age_ns, seen.growth_bytes_per_s), (None, None));
     }
@@ -175,6 +235,53 @@ mod tests {
             let seen = survival(&live, &[freed(2, 10_000)], 30 * SECOND);
             assert_eq!(seen.growth_bytes_per_s, None, "{what}: {seen:?}");
         }
+    }
+
+    /// Blocks for each tenth of a second, whose number follows a time constant.
+    fn filling(constant_s: f64, first: f64) -> Vec<Births> {
+        (0..300)
+            .map(|tenth| {
+                let count = (first * (-f64::from(tenth) / 10.0 / constant_s).exp()).round() as u64;
+                Births { born_ns: u64::from(tenth as u32) * SECOND / 10, count, bytes: count * 100 }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_is_born_ever_more_rarely_fills() {
+        let seen = survival(&filling(15.0, 50.0), &[freed(2, 10_000)], 30 * SECOND);
+        assert_eq!((seen.is_slowing, seen.growth_bytes_per_s), (true, None));
+        // Practically no end in sight.
+        let seen = survival(&filling(150.0, 50.0), &[freed(2, 10_000)], 30 * SECOND);
+        assert!(!seen.is_slowing && seen.growth_bytes_per_s.is_some(), "{seen:?}");
+    }
+
+    #[test]
+    fn a_leak_after_a_warm_up_has_the_rate_of_after() {
+        let live = [born(0, 3, 200), born(3, 30, 2)].concat();
+        let seen = survival(&live, &[], 30 * SECOND);
+        let growth = seen.growth_bytes_per_s.unwrap_or(0.0);
+        assert!((1900.0..2100.0).contains(&growth), "{seen:?}");
+    }
+
+    #[test]
+    fn a_leak_that_begins_later_has_the_rate_of_since() {
+        let growth = survival(&born(12, 30, 5), &[], 30 * SECOND).growth_bytes_per_s.unwrap_or(0.0);
+        assert!((4900.0..5100.0).contains(&growth), "{growth}");
+        assert_eq!(survival(&born(20, 30, 5), &[], 30 * SECOND).growth_bytes_per_s, None);
+    }
+
+    /// Of churn that lives for 3 s on average, next to none gets older than 17 s; what is leaked does.
+    #[test]
+    fn a_rate_of_frees_that_falls_shows_a_leak_under_long_churn() {
+        let churn = [freed(1500, 8000), freed(3000, 5000), freed(6000, 2400), freed(12_000, 700)];
+        let live = [born(0, 30, 5), born(28, 30, 90)].concat();
+        let seen = survival(&live, &[&churn[..], &[freed(18_000, 40)]].concat(), 30 * SECOND);
+        assert_eq!((seen.settled_age_ns, seen.freed_older), (Some(1 << 34), 40));
+        assert!(seen.growth_bytes_per_s.is_some());
+        // As many of the old ones are freed as of the middle-aged: all of them die at random.
+        let seen = survival(&live, &[&churn[..], &[freed(18_000, 400)]].concat(), 30 * SECOND);
+        assert_eq!(seen.settled_age_ns, None);
     }
 
     #[test]

@@ -1,20 +1,17 @@
 //! Is a site a leak? Its series and the ages of its blocks together.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
-
-use super::Site;
-use super::collector::Collections;
-use super::survival::{Births, Survival, survival};
-use crate::capture::{Capture, Series};
-use crate::model::Lens;
+use super::survival::{BlockAges, Survival, survival};
 use crate::trend::{Floors, Kind, Reason, Verdict, judge};
 
-/// Sites that are judged: of those with most bytes, most blocks and most change so many each. A verdict costs
-/// milliseconds.
-const JUDGED: usize = 200;
-/// How far the survivors' rate may lie beyond the interval of the slope, as a part of it, to be believed.
-const RATE_ROOM: f64 = 1.25;
+/// How far the survivors' rate may lie beyond the interval of the slope to be believed: this part of the interval's width, or
+/// of its upper end. One interval in twenty does not hold the slope.
+const RATE_ROOM: f64 = 0.25;
+/// Of a few old blocks, the part that must be live where the series grows.
+const FEW_KEPT: f64 = 0.9;
+/// Fewest of them,
+const MIN_FEW: u64 = 3;
+/// and what they must be of the growth: two thirds of the recording have passed before they are that old.
+const FEW_GROWN: f64 = 0.4;
 
 /// What a site does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,7 +46,7 @@ impl SiteKind {
 pub struct SiteVerdict {
     /// What.
     pub kind: SiteKind,
-    /// For a leak: bytes per second, by the survivors where churn hides the slope.
+    /// For a leak: bytes per second, of the survivors where these are steady, else the slope of the series.
     pub growth_bytes_per_s: Option<f64>,
     /// Whether the ages of the blocks decided, not the series.
     pub by_survivors: bool,
@@ -77,109 +74,99 @@ impl SiteVerdict {
         self.kind == SiteKind::Undetermined && self.trend.reason == Reason::TooShort
     }
 
+    /// The same for blocks that a garbage collector frees and that none has looked at: no leak yet.
+    pub(super) fn awaiting_collection(self) -> Self {
+        match self.kind {
+            SiteKind::Leak => Self {
+                kind: SiteKind::Undetermined,
+                growth_bytes_per_s: None,
+                awaits_collection: true,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     /// About how much longer to watch, in seconds, where it is undetermined.
     pub fn needed_s(&self) -> Option<f64> {
-        self.trend.needed_s.filter(|_| self.kind == SiteKind::Undetermined)
+        // Ages that contradict the series need twice the time: the oldest blocks are then twice as old.
+        let needed_s = self.trend.needed_s.unwrap_or(self.trend.evidence.span_s);
+        (self.kind == SiteKind::Undetermined).then_some(needed_s.max(1.0))
     }
 }
 
-/// Gives a verdict to the sites that matter and have none.
-pub(super) fn judge_sites(capture: &Capture, sites: &mut [Site], collections: &Collections) {
-    let chosen = chosen(capture, sites);
-    let ages = Ages::of(capture);
-    for index in chosen {
-        let Some(site) = sites.get_mut(index).filter(|site| site.verdict.is_none()) else { continue };
-        site.verdict = Some(verdict(capture, &ages, site, collections));
-    }
+/// What was seen of one site: everything that a verdict rests on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Outstanding bytes at (seconds).
+    pub points: Vec<(f64, f64)>,
+    /// Outstanding blocks at the same times.
+    pub counts: Vec<u64>,
+    /// Ages; `None` where they are not known.
+    pub ages: Option<BlockAges>,
+    /// When a block was freed last, in ns since the start.
+    pub last_freed_ns: Option<u64>,
 }
 
-/// Indices of the sites that are judged.
-fn chosen(capture: &Capture, sites: &[Site]) -> BTreeSet<usize> {
-    let middle = capture.series.points_ns.len() / 2;
-    let change = |site: &Site| {
-        let values = outstanding(&capture.series, &site.numbers);
-        let early = values.get(middle / 2).copied().unwrap_or(0);
-        values.last().copied().unwrap_or(0).saturating_sub(early)
-    };
-    let keys: [&dyn Fn(&Site) -> u64; 3] =
-        [&|site| site.outstanding_bytes, &|site| site.outstanding_count, &change];
-    let held: Vec<usize> =
-        (0..).zip(sites).filter(|(_, site)| site.outstanding_count > 0).map(|(at, _)| at).collect();
-    let mut chosen = BTreeSet::new();
-    for key in keys {
-        let mut order: Vec<(Reverse<u64>, usize)> =
-            held.iter().filter_map(|at| Some((Reverse(key(sites.get(*at)?)), *at))).collect();
-        order.sort_unstable();
-        chosen.extend(order.into_iter().take(JUDGED).map(|(_, at)| at));
-    }
-    chosen
-}
-
-fn outstanding(series: &Series, numbers: &[u32]) -> Vec<u64> {
-    let mut sums = vec![0; series.points_ns.len()];
-    numbers.iter().for_each(|number| series.add_outstanding(*number, &mut sums));
-    sums
-}
-
-/// Births and lifetimes by site number.
-struct Ages {
-    is_known: bool,
-    live: BTreeMap<u32, Vec<Births>>,
-    freed: BTreeMap<u32, Vec<(u8, u64)>>,
-}
-
-impl Ages {
-    fn of(capture: &Capture) -> Self {
-        let mut live: BTreeMap<u32, Vec<Births>> = BTreeMap::new();
-        for age in &capture.live_ages {
-            let births = Births { born_ns: age.born_ns, count: age.count, bytes: age.bytes };
-            live.entry(age.site).or_default().push(births);
+impl Observed {
+    /// The verdict. Costs milliseconds at most.
+    pub fn judge(&self, floors: &Floors) -> SiteVerdict {
+        let trend = judge(&self.points, floors);
+        let survival = self.ages.as_ref().map(survival);
+        let (kind, by_survivors) = decide(&trend, survival.as_ref(), || self.grows_in_size(floors));
+        let by_ages = survival.and_then(|survival| survival.growth_bytes_per_s);
+        let holds = |rate: &f64| {
+            by_survivors || trend.evidence.interval.is_none_or(|(low, high)| low <= *rate && *rate <= high)
+        };
+        let growth_bytes_per_s = match kind {
+            SiteKind::Leak => by_ages.filter(holds).or(trend.evidence.slope),
+            _ => None,
+        };
+        let last_freed_ns = self.last_freed_ns;
+        let awaits_collection = false;
+        SiteVerdict {
+            kind,
+            growth_bytes_per_s,
+            by_survivors,
+            awaits_collection,
+            trend,
+            survival,
+            last_freed_ns,
         }
-        let mut freed: BTreeMap<u32, Vec<(u8, u64)>> = BTreeMap::new();
-        for lifetime in &capture.lifetimes {
-            freed.entry(lifetime.site).or_default().push((lifetime.bucket, lifetime.count));
-        }
-        Self { is_known: !live.is_empty() && !freed.is_empty(), live, freed }
     }
 
-    fn survival(&self, site: &Site, elapsed_ns: u64) -> Option<Survival> {
-        // Lifetimes of mappings and pages are not kept; without any, captures from before them look like leaks.
-        if site.lens != Lens::Malloc || !(self.is_known || site.counters.freed_count == 0) {
-            return None;
-        }
-        let collect = |number: &u32| self.live.get(number).into_iter().flatten().copied();
-        let live: Vec<Births> = site.numbers.iter().flat_map(collect).collect();
-        let collect = |number: &u32| self.freed.get(number).into_iter().flatten().copied();
-        let freed: Vec<(u8, u64)> = site.numbers.iter().flat_map(collect).collect();
-        (!live.is_empty()).then(|| survival(&live, &freed, elapsed_ns))
+    /// Whether blocks become larger rather than more: a buffer that is reallocated is freed and born again each time, so its
+    /// age says nothing. Their mean size must grow by itself, and be at least half of the growth, as a factor.
+    fn grows_in_size(&self, floors: &Floors) -> bool {
+        let sizes: Vec<(f64, f64)> = self
+            .points
+            .iter()
+            .zip(&self.counts)
+            .filter(|(_, count)| **count > 0)
+            .map(|((at_s, bytes), count)| (*at_s, bytes / *count as f64))
+            .collect();
+        let sizes = judge(&sizes, floors);
+        // From the second quarter of the time to the last one: in the first, they are seen for the first time.
+        let quarter = (self.points.len() / 4).max(1);
+        let median_count = |from: usize| {
+            let mut counts: Vec<u64> = self.counts.iter().skip(from).take(quarter).copied().collect();
+            counts.sort_unstable();
+            counts.get(counts.len() / 2).map(|count| (*count as f64).max(1.0))
+        };
+        let more = median_count(quarter).zip(median_count(self.counts.len().saturating_sub(quarter)));
+        let more = more.map_or(1.0, |(before, after)| after / before);
+        let slope = sizes.evidence.slope.unwrap_or(0.0);
+        let larger = 1.0 + slope * sizes.evidence.span_s * 0.625 / sizes.evidence.start.max(1.0);
+        sizes.kind.is_growth() && larger >= more
     }
-}
-
-fn verdict(capture: &Capture, ages: &Ages, site: &Site, collections: &Collections) -> SiteVerdict {
-    let series = &capture.series;
-    let points: Vec<(f64, f64)> = series
-        .points_ns
-        .iter()
-        .zip(outstanding(series, &site.numbers))
-        .map(|(at_ns, bytes)| (*at_ns as f64 / 1e9, bytes as f64))
-        .collect();
-    let floors = if site.lens == Lens::Faults { Floors::RSS } else { Floors::EXACT };
-    let trend = judge(&points, &floors);
-    let survival = ages.survival(site, capture.elapsed_ns());
-    let (kind, by_survivors) = decide(&trend, survival.as_ref());
-    let awaits_collection = kind == SiteKind::Leak && collections.is_awaited(site);
-    let kind = if awaits_collection { SiteKind::Undetermined } else { kind };
-    let growth_bytes_per_s = match (kind, by_survivors) {
-        (SiteKind::Leak, true) => survival.and_then(|survival| survival.growth_bytes_per_s),
-        (SiteKind::Leak, false) => trend.evidence.slope,
-        _ => None,
-    };
-    let last_freed_ns = last_freed_ns(series, &site.numbers);
-    SiteVerdict { kind, growth_bytes_per_s, by_survivors, awaits_collection, trend, survival, last_freed_ns }
 }
 
 /// The verdict, and whether the ages decided.
-fn decide(trend: &Verdict, survival: Option<&Survival>) -> (SiteKind, bool) {
+fn decide(
+    trend: &Verdict,
+    survival: Option<&Survival>,
+    grows_in_size: impl FnOnce() -> bool,
+) -> (SiteKind, bool) {
     let by_series = match trend.kind {
         Kind::Growing | Kind::SawtoothRising => SiteKind::Leak,
         Kind::WarmUp => SiteKind::WarmUp,
@@ -189,30 +176,28 @@ fn decide(trend: &Verdict, survival: Option<&Survival>) -> (SiteKind, bool) {
     };
     let Some(survival) = survival else { return (by_series, false) };
     if by_series == SiteKind::Leak {
-        // What grows and frees what is old is a queue that lags behind, or a rate that rises.
-        let frees_old =
-            survival.settled_age_ns.is_none() && survival.surviving_part().is_some_and(|part| part < 0.5);
-        return if frees_old { (SiteKind::Undetermined, true) } else { (SiteKind::Leak, false) };
+        return match is_kept(trend, survival) || grows_in_size() {
+            true => (SiteKind::Leak, false),
+            false => (SiteKind::Undetermined, true),
+        };
     }
     let Some(rate) = survival.growth_bytes_per_s else { return (by_series, false) };
     // Growth that the series excludes is none; and one has to have looked for long enough.
-    let is_possible = trend.evidence.interval.is_none_or(|(_, high)| rate <= high * RATE_ROOM);
+    let is_possible =
+        trend.evidence.interval.is_none_or(|(low, high)| rate <= high + RATE_ROOM * (high - low).max(high));
     if is_possible && trend.reason != Reason::TooShort { (SiteKind::Leak, true) } else { (by_series, false) }
 }
 
-/// The last point at which more was freed than at the one before.
-fn last_freed_ns(series: &Series, numbers: &[u32]) -> Option<u64> {
-    let last = |number: &u32| {
-        let entries = series.sites.get(number)?;
-        let mut freed_count = 0;
-        let mut at = None;
-        for (point, counters) in entries {
-            if counters.freed_count > freed_count {
-                freed_count = counters.freed_count;
-                at = Some(*point);
-            }
-        }
-        series.points_ns.get(usize::from(at?)).copied()
-    };
-    numbers.iter().filter_map(last).max()
+/// Whether what grows is kept, as far as the ages say. What grows and frees what is old is memory that lives for as long as
+/// the recording lasts, or a queue that lags behind; what grows and has nothing old is a rate that rises; what is kept ever more
+/// rarely fills.
+fn is_kept(trend: &Verdict, survival: &Survival) -> bool {
+    if survival.has_enough() {
+        return survival.settled_age_ns.is_some() && !survival.is_slowing;
+    }
+    // Few: they must be what grows.
+    let grown = trend.evidence.slope.unwrap_or(0.0) * trend.evidence.span_s;
+    survival.survivors >= MIN_FEW
+        && survival.surviving_part().is_some_and(|part| part >= FEW_KEPT)
+        && survival.survivor_bytes as f64 >= FEW_GROWN * grown
 }

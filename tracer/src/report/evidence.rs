@@ -14,8 +14,8 @@ pub(super) fn evidence(verdict: &SiteVerdict) -> String {
             );
         }
         SiteKind::Leak => {
-            if let (Some(slope), Some((low, high))) = (trend.evidence.slope, trend.evidence.interval) {
-                parts.push(format!("{} ({} to {})", rate(slope), rate(low), rate(high)));
+            if let (Some(growth), Some((low, high))) = (verdict.growth_bytes_per_s, trend.evidence.interval) {
+                parts.push(format!("{} ({} to {})", rate(growth), rate(low), rate(high)));
             }
             parts.push(trend.reason.phrase().to_owned());
         }
@@ -24,13 +24,17 @@ pub(super) fn evidence(verdict: &SiteVerdict) -> String {
                 .to_owned(),
         ),
         SiteKind::Undetermined if verdict.by_survivors => {
-            parts.push("it grows, but old blocks are freed: a queue, or a rate that rises".to_owned());
+            let is_slowing = verdict.survival.is_some_and(|survival| survival.is_slowing);
+            let phrase = match is_slowing {
+                true => "it grows, and what is kept is allocated ever more rarely",
+                false => "it grows, but its blocks are freed: a queue, long lifetimes, or a rate that rises",
+            };
+            parts.push(phrase.to_owned());
+            parts.extend(more(verdict));
         }
         SiteKind::Undetermined => {
             parts.push(trend.reason.phrase().to_owned());
-            parts.extend(verdict.needed_s().map(|needed_s| {
-                format!("record for {} more", seconds((needed_s.clamp(1.0, 1e9) * 1e9) as u64))
-            }));
+            parts.extend(more(verdict));
         }
         SiteKind::WarmUp | SiteKind::Sawtooth | SiteKind::Plateau => {
             parts.push(trend.reason.phrase().to_owned());
@@ -50,4 +54,9 @@ pub(super) fn evidence(verdict: &SiteVerdict) -> String {
         parts.extend(Some(ages).filter(|ages| !ages.is_empty()));
     }
     parts.join("; ")
+}
+
+fn more(verdict: &SiteVerdict) -> Option<String> {
+    let needed_ns = (verdict.needed_s()?.clamp(1.0, 1e9) * 1e9) as u64;
+    Some(format!("record for {} more", seconds(needed_ns)))
 }

@@ -84,10 +84,10 @@ impl Case {
             .collect()
     }
 
-    /// How often each kind was said over the seeds 1 to `seeds`, in the order of [`Kind::ALL`].
-    pub fn rates(&self, seeds: u64, samples: usize) -> [f64; Kind::ALL.len()] {
+    /// How often each kind was said over `seeds` seeds from `first_seed` on, in the order of [`Kind::ALL`].
+    pub fn rates(&self, first_seed: u64, seeds: u64, samples: usize) -> [f64; Kind::ALL.len()] {
         let mut counts = [0.0; Kind::ALL.len()];
-        for seed in 1..=seeds {
+        for seed in first_seed..first_seed.saturating_add(seeds) {
             let said = judge(&self.series(seed, samples), &Floors::RSS).kind;
             for (kind, count) in Kind::ALL.into_iter().zip(&mut counts) {
                 *count += f64::from(u8::from(kind == said)) / seeds as f64;

@@ -94,7 +94,7 @@ fn doublings_are_those_that_stayed() {
 #[test]
 fn error_rates_are_what_the_documentation_says() {
     for case in cases() {
-        let rates = case.rates(100, 31);
+        let rates = case.rates(1, 100, 31);
         let growth: f64 =
             Kind::ALL.into_iter().zip(rates).filter(|(kind, _)| kind.is_growth()).map(|(_, r)| r).sum();
         match case.truth {

@@ -129,6 +129,31 @@ fn what_does_not_leak_is_not_called_a_leak() {
     }
 }
 
+/// A buffer that grows by reallocation has no old blocks: its size is what grows.
+#[test]
+fn growth_by_reallocation_is_a_leak() {
+    for seconds in [15, 30, 60] {
+        let buffer: Vec<_> = (0..=seconds * 10)
+            .step_by(3)
+            .map(|tenth| Block { born: tenth, bytes: 4096 + 100 * tenth, freed: Some(tenth + 3) })
+            .collect();
+        assert_eq!(kind(seconds, &buffer), Some((SiteKind::Leak, false)), "{seconds} s");
+    }
+}
+
+/// More and more blocks that all live for a moment: a load that rises.
+#[test]
+fn a_rate_that_rises_is_no_leak_and_says_how_long_to_look() {
+    let blocks: Vec<_> = (0..300)
+        .flat_map(|tenth| {
+            (0..1 + tenth / 3).map(move |_| Block { born: tenth, bytes: 64, freed: Some(tenth + 4) })
+        })
+        .collect();
+    assert_eq!(kind(30, &blocks), Some((SiteKind::Undetermined, true)));
+    let profile = profile(&recorded(30, &blocks), Filter::default());
+    assert!(profile.sites[0].verdict.as_ref().unwrap().needed_s().unwrap() >= 29.0);
+}
+
 #[test]
 fn leaks_come_before_what_is_larger() {
     let mut recording = recorded(30, &(0..300).map(|tenth| kept(tenth, 100)).collect::<Vec<_>>());
