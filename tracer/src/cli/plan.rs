@@ -55,6 +55,18 @@ choices! {
 }
 
 choices! {
+    /// How probes are placed.
+    ProbeKindKey {
+        /// Links for many places where they work (kernel 6.6), else perf events.
+        Auto = "auto",
+        /// Links for many places.
+        Multi = "multi",
+        /// A perf event for each place.
+        Perf = "perf",
+    }
+}
+
+choices! {
     /// Form of a report.
     ReportFormat {
         /// For a person.
@@ -270,6 +282,8 @@ pub enum Action {
     BenchFloor {
         /// The process.
         tgid: NonZeroU32,
+        /// How probes are placed.
+        probe_kind: ProbeKindKey,
     },
     /// `offheap validate-unwind`.
     ValidateUnwind {
@@ -323,6 +337,8 @@ pub struct RecordPlan {
     pub selection: AllocatorSelection,
     /// Log of the BPF programs; `None`: compiled out.
     pub bpf_log: Option<BpfLogLevel>,
+    /// How probes are placed.
+    pub probe_kind: ProbeKindKey,
     /// Whether the report follows.
     pub then_report: bool,
 }
