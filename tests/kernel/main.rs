@@ -15,6 +15,7 @@ mod mappings;
 mod native;
 mod old_kernel;
 mod output;
+mod probe_kinds;
 mod processes;
 mod runtime;
 mod watch;
