@@ -17,6 +17,7 @@ mod native;
 mod old_kernel;
 mod output;
 mod process_verdicts;
+mod probe_kinds;
 mod processes;
 mod runtime;
 mod verdicts;

@@ -174,12 +174,12 @@ fn exec_ends_all_records() -> Result {
     Ok(())
 }
 
-/// After vfork and clone(CLONE_VM) the blocks belong to whose memory it is.
+/// After vfork and clone(CLONE_VM) the blocks belong to whose memory it is. (`probe_kinds` has the other kind of probes.)
 #[test]
 fn children_that_share_the_memory() -> Result {
     require!();
     let mut target = Target::start("family")?;
-    let recording = Recording::attach(&target, &[])?;
+    let recording = Recording::attach(&target, &["--probe-kind", "perf"])?;
     target.order("sharing 6 60")?;
     let finished = recording.stop()?;
     let pid = target.pid();

@@ -69,7 +69,7 @@ pub fn thread_exit() {
     syscall::thread_exit();
     let tgid = task::tgid_of(pid_tgid);
     if pid_tgid as u32 == tgid {
-        forget_owner(tgid);
+        forget_owner(tgid, Loss::SharerUnseen);
     }
 }
 
@@ -81,7 +81,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     let owner = task::memory_owner(pid_tgid);
     if owner != tgid {
         let _ = CALLS.remove(pid_tgid);
-        forget_owner(tgid);
+        forget_owner(tgid, Loss::SharerExecuted);
         if SETTINGS.load().follow != 0 && PROCESSES.get_ptr(owner).is_some() {
             let _ = PROCESSES.insert(tgid, &Process::EMPTY, u64::from(BPF_ANY));
             announce(tgid, FORK_EXECUTED | u64::from(owner));
@@ -122,9 +122,12 @@ fn announce(child: u32, value: u64) {
 }
 
 #[inline(always)]
-fn forget_owner(tgid: u32) {
+fn forget_owner(tgid: u32, loss: Loss) {
     if OWNERS.remove(tgid).is_ok() {
         add_sharers(-1);
+        if SETTINGS.load().sharers_unseen != 0 {
+            book::tally(loss, 0);
+        }
     }
 }
 

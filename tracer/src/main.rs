@@ -89,7 +89,7 @@ fn run(invocation: &Invocation, width: Option<u16>) -> anyhow::Result<ExitCode> 
             cmd::demo_target::run(*duration, &mut io::stdin().lock(), out)?;
             ExitStatus::Done
         }
-        Action::BenchFloor { tgid } => cmd::unwind::run_floor(*tgid, err)?,
+        Action::BenchFloor { tgid, probe_kind } => cmd::unwind::run_floor(*tgid, *probe_kind, err)?,
         Action::ValidateUnwind { tgid, samples } => cmd::unwind::run_validate(*tgid, *samples, out)?,
     };
     Ok(status.into())

@@ -64,4 +64,6 @@ losses! {
     MappingRingFull = 18, "mapping-ring-full", true, "System calls that map or unmap whose record did not fit into the event ring; their bytes are not counted, and the mappings were compared with /proc.";
     FaultMapFull = 19, "fault-map-full", true, "Page faults that were not booked because too many pages waited to be looked at; what they made resident shows as without a stack.";
     FaultRangeLost = 20, "fault-range-lost", true, "Moved or populated ranges whose record did not fit into the event ring; their resident pages show as without a stack.";
+    SharerUnseen = 21, "sharer-unseen", true, "Processes that shared the memory of a recorded one (vfork, clone(CLONE_VM)) and ended there: the kernel does not run `uprobe_multi` probes for them, so what they allocated or freed is not in the result; `--probe-kind perf` sees it.";
+    SharerExecuted = 22, "sharer-executed", false, "Processes that shared the memory of a recorded one (vfork, posix_spawn) until they executed a program: allocator calls before that, of which there mostly are none, are not in the result; `--probe-kind perf` sees them.";
 }

@@ -20,10 +20,10 @@ pub struct Settings {
     pub clone_flags_offset: u32,
     /// Entries of the map of faults.
     pub fault_capacity: u32,
-    /// Zero.
-    pub padding: u32,
+    /// 1: probes do not run for processes that share the memory of a traced one without being its threads; these are counted.
+    pub sharers_unseen: u32,
 }
-layout!(Settings, 40, [min_size_bytes: u64, max_size_bytes: u64, max_sites: u32, reserved: u32, follow: u32, clone_flags_offset: u32, fault_capacity: u32, padding: u32]);
+layout!(Settings, 40, [min_size_bytes: u64, max_size_bytes: u64, max_sites: u32, reserved: u32, follow: u32, clone_flags_offset: u32, fault_capacity: u32, sharers_unseen: u32]);
 
 impl Settings {
     /// Books every size, follows nobody.
@@ -35,6 +35,6 @@ impl Settings {
         follow: 0,
         clone_flags_offset: 32,
         fault_capacity: 1 << 19,
-        padding: 0,
+        sharers_unseen: 0,
     };
 }

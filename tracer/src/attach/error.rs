@@ -66,6 +66,12 @@ pub enum AttachError {
         /// What to do.
         hint: &'static str,
     },
+    /// Links for many uprobes were asked for and cannot be used.
+    #[error("no uprobe_multi links: {reason}; without `--probe-kind multi` perf events are used instead")]
+    NoMulti {
+        /// Why.
+        reason: String,
+    },
     /// A return probe would kill the target.
     #[error(
         "process {tgid} has a seccomp filter, and kernel {release} kills such a process at its first return \

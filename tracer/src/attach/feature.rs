@@ -13,6 +13,7 @@ use perf_event_open_sys::{
 
 use super::{
     AttachError,
+    probe_kind::{self, PidFilter},
     tracepoint::{Tracefs, TracepointError},
 };
 
@@ -245,10 +246,28 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
                 file(UPROBE_TYPE, "perf uprobes", "CONFIG_UPROBE_EVENTS is missing")
             },
         ),
+        ("probe kind", probe_kind()),
         ("BTF", file("/sys/kernel/btf/vmlinux", "of the kernel", "CONFIG_DEBUG_INFO_BTF is missing")),
         ("tracepoints", tracepoints()),
         ("BPF JIT", jit),
     ]
+}
+
+/// How probes would be placed.
+fn probe_kind() -> Feature {
+    let filter = match probe_kind::multi() {
+        Ok(filter) => filter,
+        Err(error) => return Feature::Unsupported(format!("perf, an event for each place: {error}")),
+    };
+    Feature::Available(
+        match filter {
+            PidFilter::Process => {
+                "uprobe_multi, a link for many places; calls in vfork children are counted as not seen"
+            }
+            PidFilter::Memory | PidFilter::Thread => "uprobe_multi, a link for many places",
+        }
+        .to_owned(),
+    )
 }
 
 /// Whether children, mappings and page faults can be followed. Without them, allocator calls still can.

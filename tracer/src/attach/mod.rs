@@ -14,11 +14,13 @@ pub mod launch;
 pub mod maps;
 pub mod object;
 pub mod placement;
+pub mod probe_kind;
 pub mod resolve;
 mod runtime;
 pub mod scope;
 pub mod selection;
 pub mod target;
 pub mod tracepoint;
+pub mod uprobe_multi;
 
 pub use error::AttachError;

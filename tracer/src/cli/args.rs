@@ -10,7 +10,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use super::check::CheckArgs;
 use super::diff::DiffArgs;
 use super::plan::{
-    BpfLogLevel, ColorChoice, ExportFormat, GroupKey, LensKey, MemoryClass, ReportFormat, Shell, SortKey,
+    BpfLogLevel, ColorChoice, ExportFormat, GroupKey, LensKey, MemoryClass, ProbeKindKey, ReportFormat,
+    Shell, SortKey,
 };
 use super::quantity::{
     parse_count_in, parse_duration, parse_duration_in, parse_power_of_two_size_in, parse_size,
@@ -246,6 +247,10 @@ pub(super) struct RecordingArgs {
     /// Log lines of the BPF programs
     #[arg(long, value_name = "LEVEL", help_heading = "BPF", value_parser = choice!(BpfLogLevel))]
     pub bpf_log: Option<BpfLogLevel>,
+
+    /// How probes are placed: one link for many places (kernel 6.6), or a perf event for each
+    #[arg(long, value_name = "KIND", default_value = "auto", help_heading = "BPF", value_parser = choice!(ProbeKindKey))]
+    pub probe_kind: ProbeKindKey,
 }
 
 /// Print which call sites hold unfreed memory.
@@ -392,6 +397,10 @@ pub(super) struct BenchFloorArgs {
     /// Process
     #[arg(value_name = "PID")]
     pub target: String,
+
+    /// How probes are placed
+    #[arg(long, value_name = "KIND", default_value = "auto", value_parser = choice!(ProbeKindKey))]
+    pub probe_kind: ProbeKindKey,
 }
 
 #[derive(Debug, Args)]

@@ -56,6 +56,18 @@ choices! {
 }
 
 choices! {
+    /// How probes are placed.
+    ProbeKindKey {
+        /// Links for many places where they work (kernel 6.6), else perf events.
+        Auto = "auto",
+        /// Links for many places.
+        Multi = "multi",
+        /// A perf event for each place.
+        Perf = "perf",
+    }
+}
+
+choices! {
     /// Form of a report.
     ReportFormat {
         /// For a person.
@@ -287,6 +299,8 @@ pub enum Action {
     BenchFloor {
         /// The process.
         tgid: NonZeroU32,
+        /// How probes are placed.
+        probe_kind: ProbeKindKey,
     },
     /// `offheap validate-unwind`.
     ValidateUnwind {
@@ -340,6 +354,8 @@ pub struct RecordPlan {
     pub selection: AllocatorSelection,
     /// Log of the BPF programs; `None`: compiled out.
     pub bpf_log: Option<BpfLogLevel>,
+    /// How probes are placed.
+    pub probe_kind: ProbeKindKey,
     /// Whether the report follows.
     pub then_report: bool,
 }

@@ -11,7 +11,7 @@ use super::diff::diff;
 use super::message::not_a_command;
 use super::plan::{
     Action, AllocatorSelection, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, LensKey, Limits,
-    RecordPlan, ReportPlan, RssPlan, Scope, Selection, TargetPlan, Verbosity,
+    ProbeKindKey, RecordPlan, ReportPlan, RssPlan, Scope, Selection, TargetPlan, Verbosity,
 };
 use super::rss::RssArgs;
 
@@ -82,7 +82,9 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
         CommandArgs::Completions(args) => Action::Completions { shell: args.shell },
         CommandArgs::Man(args) => Action::Man { command: args.command },
         CommandArgs::DemoTarget(args) => Action::DemoTarget { duration: args.duration },
-        CommandArgs::BenchFloor(args) => Action::BenchFloor { tgid: parse_pid(&args.target)? },
+        CommandArgs::BenchFloor(args) => {
+            Action::BenchFloor { tgid: parse_pid(&args.target)?, probe_kind: args.probe_kind }
+        }
         CommandArgs::ValidateUnwind(args) => {
             Action::ValidateUnwind { tgid: parse_pid(&args.target)?, samples: args.samples }
         }
@@ -180,6 +182,7 @@ fn quick_record(
         max_processes: DEFAULT_MAX_PROCESSES,
         selection,
         bpf_log: None,
+        probe_kind: ProbeKindKey::Auto,
         then_report: true,
     })
 }
@@ -232,6 +235,7 @@ pub(super) fn recording(
         max_processes: args.max_processes,
         selection: allocator_selection(args.allocator),
         bpf_log: args.bpf_log,
+        probe_kind: args.probe_kind,
         then_report: false,
     })
 }

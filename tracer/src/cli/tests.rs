@@ -96,6 +96,7 @@ fn a_recording_has_defaults() {
         max_processes: 256,
         selection: AllocatorSelection::default(),
         bpf_log: None,
+        probe_kind: ProbeKindKey::Auto,
         then_report: false,
     };
     assert_eq!(record_plan("record 7"), expected);
@@ -106,7 +107,7 @@ fn a_recording_has_defaults() {
 fn a_recording_takes_every_option() {
     let plan = record_plan(
         "record --duration 5m --interval 500ms -o out.offheap --force --min-size 64B --max-size 1MiB \
-         --max-live-blocks 5000 --max-sites 128 --max-threads 64 --stack-ring 1MiB --lens mmap --max-processes 9 --no-follow --bpf-log debug -p 7",
+         --max-live-blocks 5000 --max-sites 128 --max-threads 64 --stack-ring 1MiB --lens mmap --max-processes 9 --no-follow --bpf-log debug --probe-kind perf -p 7",
     );
     let expected = RecordPlan {
         target: TargetPlan::Processes(vec![pid(7)]),
@@ -128,6 +129,7 @@ fn a_recording_takes_every_option() {
         max_processes: 9,
         selection: AllocatorSelection::default(),
         bpf_log: Some(BpfLogLevel::Debug),
+        probe_kind: ProbeKindKey::Perf,
         then_report: false,
     };
     assert_eq!(plan, expected);

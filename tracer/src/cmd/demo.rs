@@ -16,7 +16,7 @@ use crate::{
     capture::Capture,
     cli::plan::{
         AllocatorSelection, DEFAULT_MAX_PROCESSES, ExportFormat, ExportPlan, GroupKey, LensKey, Limits,
-        RecordPlan, ReportFormat, ReportPlan, Selection, SortKey, TargetPlan,
+        ProbeKindKey, RecordPlan, ReportFormat, ReportPlan, Selection, SortKey, TargetPlan,
     },
     profile::{Filter, Profile},
     record::Session,
@@ -129,6 +129,7 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
         max_processes: DEFAULT_MAX_PROCESSES,
         selection: AllocatorSelection::default(),
         bpf_log: None,
+        probe_kind: ProbeKindKey::Auto,
         then_report: true,
     };
     let processes = vec![process];

@@ -33,8 +33,9 @@ pub fn run(tgid: Option<NonZeroU32>, selection: &Selection, out: &mut impl Write
             Feature::Unsupported(text) => ("--", text),
             Feature::NotPermitted(text) => ("no", text),
         };
-        // Without tracepoints allocator calls can still be recorded.
-        is_usable &= matches!(feature, Feature::Available(_)) || name == "tracepoints";
+        // Without tracepoints allocator calls can still be recorded, and without links for many places by perf events.
+        is_usable &=
+            matches!(feature, Feature::Available(_)) || ["tracepoints", "probe kind"].contains(&name);
         writeln!(out, "  {mark}  {name:<11} {text}")?;
     }
     if let Some(tgid) = tgid {

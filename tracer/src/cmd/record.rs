@@ -16,12 +16,13 @@ use crate::{
     attach::{
         feature,
         launch::{Invoker, Launch, Launched, Stop},
+        probe_kind::ProbeChoice,
         target::{self, TargetProcess},
     },
     capture::Owner,
     cli::{
         default_capture_name,
-        plan::{BpfLogLevel, LensKey, RecordPlan, Scope, TargetPlan, Verbosity},
+        plan::{BpfLogLevel, LensKey, ProbeKindKey, RecordPlan, Scope, TargetPlan, Verbosity},
     },
     model::Lens,
     record::{Outcome, Progress, RecordOptions, Session},
@@ -174,6 +175,7 @@ pub(super) fn options(plan: &RecordPlan, processes: &[TargetProcess], owner: Opt
         lenses: plan.lenses.iter().map(|lens| lens_of(*lens)).collect(),
         follow: plan.follow,
         max_processes: plan.max_processes,
+        probe_choice: probe_choice(plan.probe_kind),
         scope: match &plan.target {
             TargetPlan::Scope(scope) => Some(scope.clone()),
             _ => None,
@@ -193,6 +195,15 @@ fn default_name(processes: &[TargetProcess]) -> PathBuf {
     let (comm, tgid) =
         processes.first().map_or(("", 0), |process| (process.target.comm.as_str(), process.target.tgid));
     default_capture_name(comm, tgid, jiff::Timestamp::now())
+}
+
+/// What was asked for on the command line.
+pub(super) const fn probe_choice(key: ProbeKindKey) -> ProbeChoice {
+    match key {
+        ProbeKindKey::Auto => ProbeChoice::Auto,
+        ProbeKindKey::Multi => ProbeChoice::Multi,
+        ProbeKindKey::Perf => ProbeChoice::Perf,
+    }
 }
 
 fn log_level(level: BpfLogLevel) -> log::Level {

@@ -5,7 +5,10 @@ use std::{io::Write, num::NonZeroU32, time::Duration};
 use anyhow::{Context, Result};
 
 use super::{ExitStatus, record};
-use crate::record::{Attached, Purpose, validate};
+use crate::{
+    cli::plan::ProbeKindKey,
+    record::{Attached, Purpose, validate},
+};
 
 /// Longest time to wait for samples.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -41,9 +44,9 @@ pub fn run_validate(tgid: NonZeroU32, samples: u32, out: &mut impl Write) -> Res
 ///
 /// # Errors
 /// As for a recording.
-pub fn run_floor(tgid: NonZeroU32, err: &mut impl Write) -> Result<ExitStatus> {
+pub fn run_floor(tgid: NonZeroU32, probe_kind: ProbeKindKey, err: &mut impl Write) -> Result<ExitStatus> {
     record::examine(tgid)?;
-    let attached = Attached::new(tgid, Purpose::Floor)?;
+    let attached = Attached::new(tgid, Purpose::Floor, record::probe_choice(probe_kind))?;
     writeln!(
         err,
         "offheap: attached to {tgid} with {} empty probes, until interrupted",

@@ -18,7 +18,10 @@ use super::{
     process_code::{ProcessCode, Region},
 };
 use crate::{
-    attach::discover::Discoverer,
+    attach::{
+        discover::Discoverer,
+        probe_kind::{self, ProbeChoice},
+    },
     unwind::{
         own_vdso,
         reference::{self, Code, CodeMap, FileCfi},
@@ -38,7 +41,7 @@ impl Attached {
     ///
     /// # Errors
     /// As for a recording.
-    pub fn new(tgid: NonZeroU32, purpose: Purpose) -> Result<Self, RecordError> {
+    pub fn new(tgid: NonZeroU32, purpose: Purpose, choice: ProbeChoice) -> Result<Self, RecordError> {
         let mut store = CodeStore::new();
         let mut code = ProcessCode::new(tgid, 0);
         code.survey(&mut store)?;
@@ -51,6 +54,7 @@ impl Attached {
             follow: false,
             clone_flags_offset: 0,
             validate: purpose == Purpose::Validate,
+            probe_kind: probe_kind::choose(choice, true)?,
         };
         let mut programs = Programs::load(&options, purpose)?;
         code.publish(&mut store, &mut programs)?;
@@ -90,7 +94,7 @@ pub struct Comparison {
 /// # Errors
 /// As for a recording.
 pub fn validate(tgid: NonZeroU32, samples: u32, limit: Duration) -> Result<Comparison, RecordError> {
-    let mut attached = Attached::new(tgid, Purpose::Validate)?;
+    let mut attached = Attached::new(tgid, Purpose::Validate, ProbeChoice::Auto)?;
     let map = ReferenceMap::new(&attached.code, &attached.store)?;
     let mut comparison = Comparison::default();
     let started = Instant::now();

@@ -9,6 +9,7 @@ use std::{
 };
 
 use aya::maps::MapData;
+use aya_obj::generated::bpf_prog_info;
 use tracer_common::abi::{Plain, SiteCounters, SiteLifetimes};
 
 use super::RecordError;
@@ -254,8 +255,16 @@ struct InfoAttr {
 /// # Errors
 /// [`RecordError::System`].
 pub fn skipped_runs(program: BorrowedFd<'_>) -> Result<u64, RecordError> {
+    program_info(program).map(|info| info.recursion_misses)
+}
+
+/// What the kernel says of a program.
+///
+/// # Errors
+/// [`RecordError::System`].
+pub fn program_info(program: BorrowedFd<'_>) -> Result<bpf_prog_info, RecordError> {
     // SAFETY: the structure is integers only, of which all zeroes is a value.
-    let mut info: aya_obj::generated::bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
     let mut attr = InfoAttr {
         bpf_fd: u32::try_from(program.as_raw_fd()).unwrap_or(u32::MAX),
         info_len: u32::try_from(size_of_val(&info)).unwrap_or(0),
@@ -265,7 +274,7 @@ pub fn skipped_runs(program: BorrowedFd<'_>) -> Result<u64, RecordError> {
     let status =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attr, size_of::<InfoAttr>()) };
     if status == 0 {
-        return Ok(info.recursion_misses);
+        return Ok(info);
     }
     Err(RecordError::System {
         operation: "read what the kernel says of a program",

@@ -1,20 +1,30 @@
 //! Places probes, and takes them off again in the opposite order.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
+    io,
     num::NonZeroU32,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
+use aya::{
+    programs::{
+        ProgramError,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+    },
+    sys::SyscallError,
+};
 use tracer_common::cookie::Cookie;
 
 use super::{
     RecordError,
     load::{Programs, Purpose, uprobe},
 };
-use crate::attach::AttachError;
+use crate::attach::{
+    AttachError,
+    uprobe_multi::{self, Places},
+};
 
 /// Probes that are closed at the same time, a thread for each.
 const MAX_CLOSING_THREADS: usize = 256;
@@ -31,6 +41,19 @@ pub enum Role {
     Exit,
     /// An allocating function is entered.
     Entry,
+}
+
+impl Role {
+    /// The program that runs there.
+    const fn program(self, purpose: Purpose) -> &'static str {
+        let [entry, leave, exit, release] = purpose.programs();
+        match self {
+            Self::Release => release,
+            Self::Return => leave,
+            Self::Exit => exit,
+            Self::Entry => entry,
+        }
+    }
 }
 
 /// A probe to place.
@@ -52,10 +75,27 @@ pub struct Probe<'a> {
     pub role: Role,
 }
 
+/// What holds probes in their places; closing it takes them off.
+enum Hold {
+    /// One probe, by a perf event.
+    Perf { _link: UProbeLink },
+    /// Many of one file.
+    Multi { _link: OwnedFd, probes: usize },
+}
+
+impl Hold {
+    const fn probes(&self) -> usize {
+        match self {
+            Self::Perf { .. } => 1,
+            Self::Multi { probes, .. } => *probes,
+        }
+    }
+}
+
 /// The probes of one process. Dropping them detaches, entries first.
 #[derive(Default)]
 pub struct Links {
-    links: Vec<(Role, UProbeLink)>,
+    holds: Vec<(Role, Hold)>,
     placed: HashSet<(u64, u64, u64, Role)>,
 }
 
@@ -71,55 +111,34 @@ impl Links {
         tgid: NonZeroU32,
         probes: &[Probe<'_>],
     ) -> Result<usize, RecordError> {
-        let mut sorted: Vec<&Probe<'_>> = probes.iter().collect();
-        sorted.sort_by_key(|probe| probe.role);
-        let [entry, leave, exit, release] = purpose.programs();
-        let mut count = 0;
-        for probe in sorted {
-            if !self.placed.insert((probe.object_key.0, probe.object_key.1, probe.file_offset, probe.role)) {
-                continue;
+        // By role, and within a role by object.
+        let mut groups = BTreeMap::<_, Vec<&Probe<'_>>>::new();
+        for probe in probes {
+            if self.placed.insert((probe.object_key.0, probe.object_key.1, probe.file_offset, probe.role)) {
+                groups.entry((probe.role, probe.object_key)).or_default().push(probe);
             }
-            let program = uprobe(
-                &mut programs.bpf,
-                match probe.role {
-                    Role::Release => release,
-                    Role::Return => leave,
-                    Role::Exit => exit,
-                    Role::Entry => entry,
-                },
-            )?;
-            // Through our own descriptor: the kernel follows the link to the very file that is mapped,
-            // also if it was deleted, replaced, or lies in another mount namespace.
-            let path = PathBuf::from(format!("/proc/self/fd/{}", probe.object.as_raw_fd()));
-            let failed = |source| {
-                if is_no_process(&source) {
-                    return AttachError::NoProcess { tgid: tgid.get() }.into();
-                }
-                RecordError::Attach {
-                    function: probe.function.to_owned(),
-                    object: probe.object_path.to_owned(),
-                    source: Box::new(source),
-                }
-            };
-            let point = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(probe.file_offset),
-                cookie: Some(probe.cookie.0),
-            };
-            let id = program.attach(point, path, UProbeScope::OneProcess(tgid)).map_err(failed)?;
-            self.links.push((probe.role, program.take_link(id).map_err(failed)?));
-            count += 1;
         }
-        Ok(count)
+        let before = self.len();
+        for ((role, _), group) in groups {
+            if programs.multi.is_some() {
+                self.holds.push((role, place_group(programs, purpose, tgid, role, &group)?));
+            } else {
+                for probe in group {
+                    self.holds.push((role, place_one(programs, purpose, tgid, probe)?));
+                }
+            }
+        }
+        Ok(self.len() - before)
     }
 
     /// Probes in place.
     pub fn len(&self) -> usize {
-        self.links.len()
+        self.holds.iter().map(|(_, hold)| hold.probes()).sum()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
+        self.holds.is_empty()
     }
 
     /// Takes all probes off: entries, then exits and returns, then releases. Closing one waits until no CPU can be
@@ -132,15 +151,15 @@ impl Links {
     pub fn detach_all<'a>(all: impl IntoIterator<Item = &'a mut Self>) {
         let mut all: Vec<&mut Self> = all.into_iter().collect();
         for role in [Role::Entry, Role::Exit, Role::Return, Role::Release] {
-            let mut closing: Vec<UProbeLink> = all
+            let mut closing: Vec<Hold> = all
                 .iter_mut()
-                .flat_map(|links| links.links.extract_if(.., |(of, _)| *of == role).map(|(_, link)| link))
+                .flat_map(|links| links.holds.extract_if(.., |(of, _)| *of == role).map(|(_, hold)| hold))
                 .collect();
             while !closing.is_empty() {
                 let rest = closing.split_off(closing.len().min(MAX_CLOSING_THREADS));
                 std::thread::scope(|scope| {
-                    for link in std::mem::replace(&mut closing, rest) {
-                        scope.spawn(move || drop(link));
+                    for hold in std::mem::replace(&mut closing, rest) {
+                        scope.spawn(move || drop(hold));
                     }
                 });
             }
@@ -149,11 +168,86 @@ impl Links {
     }
 }
 
+/// Places a probe by a perf event.
+fn place_one(
+    programs: &mut Programs,
+    purpose: Purpose,
+    tgid: NonZeroU32,
+    probe: &Probe<'_>,
+) -> Result<Hold, RecordError> {
+    let program = uprobe(&mut programs.bpf, probe.role.program(purpose))?;
+    // Through our own descriptor: the kernel follows the link to the very file that is mapped,
+    // also if it was deleted, replaced, or lies in another mount namespace.
+    let path = PathBuf::from(format!("/proc/self/fd/{}", probe.object.as_raw_fd()));
+    let failed = |source| refused(tgid, probe, source);
+    let point = UProbeAttachPoint {
+        location: UProbeAttachLocation::AbsoluteOffset(probe.file_offset),
+        cookie: Some(probe.cookie.0),
+    };
+    let id = program.attach(point, path, UProbeScope::OneProcess(tgid)).map_err(failed)?;
+    Ok(Hold::Perf { _link: program.take_link(id).map_err(failed)? })
+}
+
+/// Places the probes of one role in one object by one link. If the kernel refuses them, it does not say which: then they are
+/// tried one by one, so that the function can be named. (Perf events would be refused at the same place by the same code,
+/// `uprobe_register` in kernel/events/uprobes.c.)
+fn place_group(
+    programs: &Programs,
+    purpose: Purpose,
+    tgid: NonZeroU32,
+    role: Role,
+    group: &[&Probe<'_>],
+) -> Result<Hold, RecordError> {
+    let name = role.program(purpose);
+    let program = programs.multi.as_ref().and_then(|programs| programs.get(name));
+    let program = program.ok_or(RecordError::Object { name })?;
+    let [first, ..] = group else { return Err(RecordError::Object { name }) };
+    let link = |probes: &[&Probe<'_>]| {
+        let offsets: Vec<u64> = probes.iter().map(|probe| probe.file_offset).collect();
+        let cookies: Vec<u64> = probes.iter().map(|probe| probe.cookie.0).collect();
+        let places = Places {
+            file: first.object,
+            tgid: tgid.get(),
+            at_return: role == Role::Return,
+            offsets: &offsets,
+            cookies: &cookies,
+        };
+        uprobe_multi::link(program, &places)
+    };
+    let source = match link(group) {
+        Ok(held) => return Ok(Hold::Multi { _link: held, probes: group.len() }),
+        Err(source) => source,
+    };
+    let (culprit, source) =
+        first_refused(group, |probe| link(&[probe]).map(drop)).unwrap_or((*first, source));
+    let source = SyscallError { call: "bpf_link_create", io_error: source };
+    Err(refused(tgid, culprit, source.into()))
+}
+
+/// The first of several that fails alone, and how.
+fn first_refused<'a, T>(
+    group: &[&'a T],
+    attempt: impl Fn(&'a T) -> io::Result<()>,
+) -> Option<(&'a T, io::Error)> {
+    group.iter().find_map(|one| attempt(one).err().map(|source| (*one, source)))
+}
+
+fn refused(tgid: NonZeroU32, probe: &Probe<'_>, source: ProgramError) -> RecordError {
+    if is_no_process(&source) {
+        return AttachError::NoProcess { tgid: tgid.get() }.into();
+    }
+    RecordError::Attach {
+        function: probe.function.to_owned(),
+        object: probe.object_path.to_owned(),
+        source: Box::new(source),
+    }
+}
+
 /// Whether the kernel says that the process has gone meanwhile.
 fn is_no_process(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.raw_os_error() == Some(libc::ESRCH)) {
+        if error.downcast_ref::<io::Error>().is_some_and(|io| io.raw_os_error() == Some(libc::ESRCH)) {
             return true;
         }
         cause = error.source();
@@ -164,5 +258,33 @@ fn is_no_process(error: &(dyn std::error::Error + 'static)) -> bool {
 impl Drop for Links {
     fn drop(&mut self) {
         self.detach();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_one_that_is_refused_is_found() {
+        let places = [1u64, 2, 3, 4];
+        let group: Vec<&u64> = places.iter().collect();
+        let refuse_three = |place: &u64| match place {
+            3 => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+            _ => Ok(()),
+        };
+        let (place, source) = first_refused(&group, refuse_three).unwrap();
+        assert_eq!((*place, source.raw_os_error()), (3, Some(libc::EINVAL)));
+        assert!(first_refused(&group, |_| Ok(())).is_none());
+    }
+
+    #[test]
+    fn a_process_that_has_gone_is_known_by_the_cause() {
+        let error = |code| {
+            let io_error = io::Error::from_raw_os_error(code);
+            ProgramError::from(SyscallError { call: "bpf_link_create", io_error })
+        };
+        assert!(is_no_process(&error(libc::ESRCH)) && !is_no_process(&error(libc::EINVAL)));
     }
 }

@@ -15,9 +15,13 @@ use tracer_common::abi::{
 
 use super::{
     RecordError,
-    kernel_map::{Abi, MappedArray, skipped_runs},
+    kernel_map::{Abi, MappedArray, program_info, skipped_runs},
+    multi::MultiPrograms,
 };
-use crate::attach::tracepoint::{Hook, Tracefs};
+use crate::attach::{
+    probe_kind::ProbeKind,
+    tracepoint::{Hook, Tracefs},
+};
 
 /// The object that was built from `tracer-ebpf`, checked in; `cargo xtask build-ebpf` makes it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/offheap.x86_64.bpf.o");
@@ -84,6 +88,8 @@ pub struct LoadOptions {
     pub clone_flags_offset: u32,
     /// Whether the validate mode is wanted: its ring is 64 MiB.
     pub validate: bool,
+    /// How the probes will be placed.
+    pub probe_kind: ProbeKind,
 }
 
 /// The programs of the object by what they are for.
@@ -106,6 +112,14 @@ impl Purpose {
             Self::Validate => ["floor_enter", "validate_return", "floor_enter", "floor_enter"],
         }
     }
+
+    /// Each of them once.
+    fn distinct_programs(self) -> Vec<&'static str> {
+        let mut names = self.programs().to_vec();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
 }
 
 /// The loaded object.
@@ -116,6 +130,8 @@ pub struct Programs {
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
     /// aya's handle: programs and their links.
     pub bpf: Ebpf,
+    /// The probe programs, where they are loaded for links of many uprobes; `None`: they are aya's.
+    pub multi: Option<MultiPrograms>,
     /// Site counters.
     pub sites: MappedArray<SiteCounters>,
     /// How long released blocks lived, by site.
@@ -153,13 +169,15 @@ impl Programs {
     /// [`RecordError::Load`], [`RecordError::Program`], [`RecordError::Object`], [`RecordError::Map`].
     pub fn load(options: &LoadOptions, purpose: Purpose) -> Result<Self, RecordError> {
         let mut bpf = load_object(options)?;
-        for (index, name) in purpose.programs().into_iter().enumerate() {
-            if purpose.programs()[..index].contains(&name) {
-                continue;
+        let multi = match options.probe_kind {
+            ProbeKind::Multi(_) => Some(MultiPrograms::load(OBJECT, &bpf, &purpose.programs())?),
+            ProbeKind::Perf => {
+                for name in purpose.distinct_programs() {
+                    uprobe(&mut bpf, name)?.load().map_err(|source| refused(name, source))?;
+                }
+                None
             }
-            let program = uprobe(&mut bpf, name)?;
-            program.load().map_err(|source| refused(name, source))?;
-        }
+        };
         if purpose == Purpose::Trace {
             for (name, tracepoint) in
                 [("thread_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")]
@@ -200,6 +218,7 @@ impl Programs {
             rows: typed(&mut bpf, "ROWS")?,
             escapes: typed(&mut bpf, "ESCAPES")?,
             bpf,
+            multi,
         })
     }
 
@@ -275,29 +294,37 @@ impl Programs {
     /// # Errors
     /// [`RecordError::System`].
     pub fn skipped_runs(&self, purpose: Purpose) -> Result<u64, RecordError> {
-        let mut names = purpose.programs().to_vec();
-        names.sort_unstable();
-        names.dedup();
-        names.into_iter().try_fold(0u64, |sum, name| {
-            let program = self.bpf.program(name).ok_or(RecordError::Object { name })?;
-            let fd = program.fd().map_err(|source| refused(name, source))?;
-            Ok(sum.saturating_add(skipped_runs(fd.as_fd())?))
+        purpose.distinct_programs().into_iter().try_fold(0u64, |sum, name| {
+            let skipped = match &self.multi {
+                Some(programs) => skipped_runs(programs.get(name).ok_or(RecordError::Object { name })?)?,
+                None => {
+                    let program = self.bpf.program(name).ok_or(RecordError::Object { name })?;
+                    skipped_runs(program.fd().map_err(|source| refused(name, source))?.as_fd())?
+                }
+            };
+            Ok(sum.saturating_add(skipped))
         })
     }
 
     /// Instructions the verifier processed for each loaded program, and whether the kernel took its BTF.
     pub fn verification(&self) -> Vec<Verification> {
-        self.bpf
-            .programs()
-            .filter_map(|(name, program)| {
-                let info = program.info().ok()?;
-                Some(Verification {
-                    program: name.to_owned(),
-                    instructions: info.verified_instruction_count(),
-                    has_btf: info.btf_id().is_some(),
-                })
+        let of_aya = self.bpf.programs().filter_map(|(name, program)| {
+            let info = program.info().ok()?;
+            Some(Verification {
+                program: name.to_owned(),
+                instructions: info.verified_instruction_count(),
+                has_btf: info.btf_id().is_some(),
             })
-            .collect()
+        });
+        let of_links = self.multi.iter().flat_map(MultiPrograms::iter).filter_map(|(name, program)| {
+            let info = program_info(program).ok()?;
+            Some(Verification {
+                program: name.to_owned(),
+                instructions: (info.verified_insns != 0).then_some(info.verified_insns),
+                has_btf: info.btf_id != 0,
+            })
+        });
+        of_aya.chain(of_links).collect()
     }
 }
 
@@ -322,7 +349,7 @@ fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
         follow: u32::from(options.follow),
         clone_flags_offset: options.clone_flags_offset,
         fault_capacity,
-        padding: 0,
+        sharers_unseen: u32::from(!options.probe_kind.sees_sharers()),
     });
     let level = options.bpf_log.map_or(0, |level| level as u8);
     EbpfLoader::new()

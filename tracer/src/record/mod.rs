@@ -19,6 +19,7 @@ mod mapping;
 mod member;
 mod memory_look;
 mod mmap_watch;
+mod multi;
 mod naming;
 mod options;
 mod probe;

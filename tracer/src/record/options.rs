@@ -7,7 +7,11 @@ use super::{
     load::Limits,
 };
 use crate::{
-    attach::{scope::Scope, selection::Selection},
+    attach::{
+        probe_kind::{ProbeChoice, ProbeKind},
+        scope::Scope,
+        selection::Selection,
+    },
     capture::{Header, LENS_SETTING, Owner},
     model::{EndReason, Lens, Target},
 };
@@ -41,11 +45,18 @@ pub struct RecordOptions {
     pub follow: bool,
     /// Most processes that are recorded at the same time.
     pub max_processes: u32,
+    /// How probes are placed.
+    pub probe_choice: ProbeChoice,
     /// Processes that join this are recorded too.
     pub scope: Option<Scope>,
 }
 
 impl RecordOptions {
+    /// How probes are placed; where there are none, nothing need be tried.
+    pub(super) fn probe_choice(&self) -> ProbeChoice {
+        if self.lenses.contains(&Lens::Malloc) { self.probe_choice } else { ProbeChoice::Perf }
+    }
+
     /// The bounds, with as little as can be for what is not looked at.
     pub(super) fn limits_of_lenses(&self) -> Limits {
         let has = |lens| self.lenses.contains(&lens);
@@ -95,7 +106,7 @@ pub struct Outcome {
 }
 
 /// What is known at the begin; `target` is the first process.
-pub(super) fn header(target: Target, options: &RecordOptions) -> Header {
+pub(super) fn header(target: Target, options: &RecordOptions, probe_kind: ProbeKind) -> Header {
     let limits = options.limits;
     let lenses: Vec<&str> = options.lenses.iter().map(|lens| lens.name()).collect();
     let settings = [
@@ -109,6 +120,7 @@ pub(super) fn header(target: Target, options: &RecordOptions) -> Header {
         ("stack_ring_bytes", limits.stack_ring_bytes.to_string()),
         ("max_fault_pages", limits.max_fault_pages.to_string()),
         ("follow", u8::from(options.follow).to_string()),
+        ("probe_kind", probe_kind.name().to_owned()),
         ("max_processes", options.max_processes.to_string()),
     ];
     let system = rustix::system::uname();

@@ -37,7 +37,7 @@ use crate::{
         AttachError,
         absence::Absence,
         discover::Discoverer,
-        maps,
+        maps, probe_kind,
         target::TargetProcess,
         tracepoint::{Tracefs, TracepointError},
     },
@@ -110,6 +110,7 @@ impl Session {
             members.push(member);
         }
         let new_tasks = new_tasks();
+        let probe_kind = probe_kind::choose(options.probe_choice(), options.follow)?;
         let load = LoadOptions {
             limits: options.limits_of_lenses(),
             tables: store.sizes(),
@@ -119,6 +120,7 @@ impl Session {
             follow: options.follow,
             clone_flags_offset: new_tasks.as_ref().map_or(0, |(_, offset)| *offset),
             validate: false,
+            probe_kind,
         };
         let mut programs = Programs::load(&load, Purpose::Trace)?;
         // Without it, blocks that a vfork child allocates are missed, and children are not followed.
@@ -128,7 +130,7 @@ impl Session {
             options.follow = false;
         }
         let first: &Member = members.first().ok_or(AttachError::NoProcess { tgid: 0 })?;
-        let header = header(first.program().target.clone(), &options);
+        let header = header(first.program().target.clone(), &options, probe_kind);
         let mut writer = CaptureWriter::create_for(&options.output, options.force, options.owner, &header)?;
         for member in members {
             writer.add_process(&super::follow::row(&member, None, 0))?;

@@ -32,6 +32,9 @@ const GUEST_TESTS: &[&str] = &[
     "output::",
     "processes::children_are_followed",
     "processes::exec_ends_all_records",
+    "probe_kinds::a_child_that_shares",
+    "probe_kinds::both_kinds",
+    "probe_kinds::the_kind_is_named",
 ];
 /// The one test for kernels that offheap refuses.
 const REFUSAL_TEST: &[&str] = &["--ignored", "--exact", "old_kernel::old_kernel_is_refused"];
