@@ -5,6 +5,7 @@
 //! (`cargo xtask vm`), `runtime` needs the language runtimes of this machine.
 
 mod allocators;
+mod diff;
 mod errors;
 mod faults;
 mod ledger;
@@ -17,6 +18,7 @@ mod old_kernel;
 mod output;
 mod processes;
 mod runtime;
+mod views;
 mod watch;
 
 use anyhow::ensure;

@@ -113,6 +113,7 @@ fn record(
             at: None,
             sort: SortKey::Verdict,
             by: GroupKey::Site,
+            tree: None,
             merges_processes: false,
             selection: Selection::default(),
             color: invocation.color_stdout,

@@ -41,21 +41,35 @@ pub fn svg(profile: &Profile, out: impl Write) -> Result<(), ExportError> {
 }
 
 /// Draws the differential flame graph: its width is what is outstanding after; red grew, blue shrank. What is gone
-/// has no width: exchange the two sides to see it.
+/// has no width: exchange the two sides to see it; the picture says how much it is.
 pub fn diff_svg(diff: &Diff<'_>, out: impl Write) -> Result<(), ExportError> {
     let lines = diff_lines(diff);
-    if !diff.rows.iter().any(|row| row.after.outstanding_bytes > 0) {
+    if !diff.drawable_rows().any(|row| row.after.outstanding_bytes > 0) {
         return Err(ExportError::NothingOutstanding);
     }
     let mut options = Options::default();
     options.title = middle(&format!("Native memory not freed, compared: {}", who(diff.after)), TITLE_WIDTH);
     let when = |profile: &Profile| seconds(profile.window.elapsed_ns);
+    let gone = || diff.drawable_rows().filter(|row| row.after.outstanding_bytes == 0);
+    let gone_bytes = gone().fold(0u64, |sum, row| sum.saturating_add(row.before.outstanding_bytes));
+    let gone = match gone_bytes {
+        0 => String::new(),
+        bytes => format!(
+            "; gone, not drawn: {} at {}",
+            size(bytes),
+            counted(
+                gone().filter(|row| row.before.outstanding_bytes > 0).count() as u64,
+                "call site",
+                "call sites"
+            )
+        ),
+    };
     options.subtitle = Some(middle(
         &format!(
-            "before: {} at {}; after: at {}; red grew, blue shrank",
+            "before: {} at {}; after: at {}; red grew, blue shrank{gone}",
             who(diff.before),
             when(diff.before),
-            when(diff.after)
+            when(diff.after),
         ),
         SUBTITLE_WIDTH,
     ));

@@ -20,9 +20,8 @@ pub(super) fn judge_processes(
     sites: &[Site],
     numbers: &[Number<'_>],
 ) -> Vec<ProcessVerdict> {
-    let is_replaced = |end: Option<crate::capture::Ended>| {
-        end.is_some_and(|ended| ended.how == ProcessEnd::Executed)
-    };
+    let is_replaced =
+        |end: Option<crate::capture::Ended>| end.is_some_and(|ended| ended.how == ProcessEnd::Executed);
     let mut rows: Vec<_> = capture
         .processes
         .iter()

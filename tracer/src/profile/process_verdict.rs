@@ -217,11 +217,10 @@ fn causes(observed: &Observed) -> Vec<Cause> {
             causes.extend(growth_of(observed, class, ProcessKind::MappingGrowth));
         }
     }
-    let arenas: Vec<Cause> =
-        [LedgerClass::AllocatorArena, LedgerClass::AllocatorLive, LedgerClass::BrkHeap]
-            .into_iter()
-            .filter_map(|class| growth_of(observed, class, ProcessKind::Undetermined))
-            .collect();
+    let arenas: Vec<Cause> = [LedgerClass::AllocatorArena, LedgerClass::AllocatorLive, LedgerClass::BrkHeap]
+        .into_iter()
+        .filter_map(|class| growth_of(observed, class, ProcessKind::Undetermined))
+        .collect();
     if !has(Lens::Malloc) {
         causes.extend(arenas);
     } else if !arenas.is_empty() && !causes.iter().any(|cause| cause.kind == ProcessKind::NativeLeak) {

@@ -11,9 +11,11 @@ mod json;
 mod memory;
 mod rss;
 mod section;
+pub(crate) mod stack_tree;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tree;
 pub(crate) mod verdict;
 
 pub use diff::{DEFAULT_DIFF_ROWS, diff_json, diff_table};

@@ -99,8 +99,7 @@ fn compared(verdict: &ProcessVerdict) -> String {
 fn without_cause(profile: &Profile, verdict: &ProcessVerdict) -> String {
     match verdict.kind {
         ProcessKind::AllocatorRetention => {
-            let (kept, resident) =
-                (verdict.retained_bytes.unwrap_or(0), verdict.resident_bytes.unwrap_or(0));
+            let (kept, resident) = (verdict.retained_bytes.unwrap_or(0), verdict.resident_bytes.unwrap_or(0));
             format!(
                 "nothing was seen to leak, but the allocator keeps {} that the program has freed: {} of RSS.",
                 size(kept),
@@ -111,10 +110,9 @@ fn without_cause(profile: &Profile, verdict: &ProcessVerdict) -> String {
         ProcessKind::WarmUp => "memory grew in the beginning only: no leak was seen.".to_owned(),
         ProcessKind::NoGrowth => "memory does not grow.".to_owned(),
         _ => match verdict.growth_bytes_per_s() {
-            Some(growth) if profile.lenses.is_empty() => format!(
-                "RSS grows, {}; by whom was not observed.",
-                rate(growth)
-            ),
+            Some(growth) if profile.lenses.is_empty() => {
+                format!("RSS grows, {}; by whom was not observed.", rate(growth))
+            }
             Some(growth) => format!(
                 "RSS grows, {}, and no call site and no part of memory was seen to grow for good{}.",
                 rate(growth),
