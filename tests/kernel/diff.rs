@@ -128,7 +128,8 @@ fn pictures(finished: &Finished, sides: &[&OsStr]) -> Result {
         let rest = svg.get(at..).unwrap_or_default();
         let rgb =
             rest.split("fill=\"rgb(").nth(1).and_then(|rest| rest.split(')').next()).context("no colour")?;
-        let parts: Vec<i32> = rgb.split(',').map(|part| part.trim().parse()).collect::<Result<_, _>>()?;
+        let parts: Vec<i32> =
+            rgb.split(',').map(|part| part.trim().parse()).collect::<std::result::Result<_, _>>()?;
         let [red, green, blue] = parts.as_slice() else { anyhow::bail!("not a colour: {rgb}") };
         Ok((*red, *green, *blue))
     };

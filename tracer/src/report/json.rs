@@ -245,6 +245,7 @@ fn group(profile: &Profile, group: &Group) -> Value {
         GroupKey::Class(class) => (None, class.name().to_owned()),
         GroupKey::Function { name, .. } | GroupKey::Thread { name, .. } => (None, name.clone()),
         GroupKey::Object(path) => (None, path.clone()),
+        GroupKey::NoSize => (None, format!("size not known: {}", profile.why_no_sizes().unwrap_or("?"))),
         key => (None, group_name(profile, key)),
     };
     let (has_mappings, has_pages) = (profile.has_lens(Lens::Mmap), profile.has_lens(Lens::Faults));

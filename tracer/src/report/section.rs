@@ -2,6 +2,7 @@
 
 use super::escape;
 use super::grid::{Column, lines};
+use super::head::{line, wrapped};
 use super::human::{count, counted, middle, percent, size};
 use super::table::{Paint, growth};
 use crate::model::{Lens, LiveSize, MemoryClass};
@@ -191,7 +192,12 @@ pub(super) fn groups(profile: &Profile, width: usize, paint: Paint) -> String {
     }
     columns.push(Column::name("", GROUP_WIDTH, column(&|row| group_name(profile, &row.key))));
     let hidden = profile.groups_outstanding.saturating_sub(rows.len());
-    section(title, columns, more(hidden, "more group", "more groups"), width, paint)
+    let mut text = section(title, columns, more(hidden, "more group", "more groups"), width, paint);
+    if let Some(why) = profile.why_no_sizes() {
+        line(&mut text, &wrapped(&format!("size not known: {why}"), width, "  ", |part| paint.dim(part)));
+        text.push('\n');
+    }
+    text
 }
 
 /// What the sites of a group have in common, for people.
@@ -217,10 +223,7 @@ pub(super) fn group_name(profile: &Profile, key: &GroupKey) -> String {
             // To the end of the class: the next power of two is not in it.
             (least, largest) => format!("{} to {}", size(least), below(largest)),
         },
-        GroupKey::NoSize => match profile.why_no_sizes() {
-            Some(why) => format!("size not known: {why}"),
-            None => "size not known".into(),
-        },
+        GroupKey::NoSize => "size not known".into(),
         GroupKey::Lost => "not known: stack lost".into(),
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::head::line;
+use super::head::{line, wrapped};
 use super::human::{count, counted, function, middle, percent, size};
 use super::stack_tree::{Names, Node, memory_name, outer_names};
 use super::table::Paint;
@@ -10,6 +10,8 @@ use crate::profile::{Direction, Profile, Site, TreeView};
 
 /// Widest name in a line of several.
 const NAME_WIDTH: usize = 56;
+/// And where they do not fit.
+const NARROW_NAME_WIDTH: usize = 28;
 /// Least room for the names of a line.
 const LEAST_NAME_WIDTH: usize = 12;
 /// Columns of numbers before the names.
@@ -163,7 +165,8 @@ pub(super) fn text(profile: &Profile, view: TreeView, width: usize, paint: Paint
         Direction::BottomUp => ("from who asked for the memory up to the start of the threads", " ← "),
     };
     line(&mut text, &paint.bold(&middle(&format!("tree, {title}"), width)));
-    let titles = format!("{:>11} {:>7} {:>11}", held(profile), "share", counts(profile));
+    let counts = counts(profile);
+    let titles = format!("{:>11} {:>7} {:>11}", held(profile), "share", counts);
     line(&mut text, &paint.dim(&titles));
     let numbers = |bytes, blocks| {
         format!("{:>11} {:>7} {:>11}", size(bytes), percent(bytes, tree.root.bytes), count(blocks))
@@ -186,16 +189,17 @@ pub(super) fn text(profile: &Profile, view: TreeView, width: usize, paint: Paint
         };
         line(&mut text, &format!("{} {}{what}", numbers(row.bytes, row.count), paint.dim(&branch)));
     }
-    let (branches, bytes, _) = tree.left_out();
+    let (branches, bytes, blocks) = tree.left_out();
     if branches > 0 {
         let least = f64::from(view.least_ppm) / 1e4;
         let all = counted(branches as u64, "branch", "branches");
         let said = format!(
-            "{all} below {least} % left out (--tree-min-percent), {} together: {}",
+            "left out: {all} below {least} %, together {} in {} ({}); --tree-min-percent shows more",
+            size(bytes),
+            counted(blocks, counts.trim_end_matches('s'), counts),
             percent(bytes, tree.root.bytes),
-            size(bytes)
         );
-        line(&mut text, &paint.dim(&middle(&said, width)));
+        line(&mut text, &wrapped(&said, width, "  ", |part| paint.dim(part)));
     }
     text.push('\n');
     text
@@ -217,7 +221,7 @@ fn counts(profile: &Profile) -> &'static str {
         "resident" => "pages",
         "mapped" => "mappings",
         "unfreed" => "blocks",
-        _ => "count",
+        _ => "pieces",
     }
 }
 
@@ -236,36 +240,36 @@ fn branch(row: &Row, room: usize) -> String {
     branch
 }
 
-/// Names one after the other, equal ones once, and where there is no room those at the ends.
+/// Names one after the other, equal ones once. Where there is no room, names get shorter, then those in the middle are
+/// left out.
 fn frames(names: &[&str], arrow: &str, room: usize) -> String {
-    let parts: Vec<String> = names
-        .chunk_by(|a, b| a == b)
-        .map(|same| {
-            let name = function(same.first().copied().unwrap_or(""), NAME_WIDTH.min(room));
+    let parts = |width: usize| -> Vec<String> {
+        let same = names.chunk_by(|a, b| a == b).map(|same| {
+            let name = function(same.first().copied().unwrap_or(""), width.min(room));
             if same.len() > 1 { format!("{name} ×{}", same.len()) } else { name }
-        })
-        .collect();
-    for hidden in 0..parts.len().saturating_sub(1) {
-        let kept = parts.len() - hidden;
-        // Those nearer to the memory say more: in both directions, these are at the end that has the odd one.
-        let (head, tail) = (kept.div_ceil(2), kept / 2);
-        let text = match hidden {
-            0 => parts.join(arrow),
-            _ => {
-                let note = [format!("… {hidden} …")];
-                let head = parts.iter().take(head);
-                head.chain(&note)
-                    .chain(parts.iter().skip(parts.len() - tail))
-                    .cloned()
-                    .collect::<Vec<_>>()
-                    .join(arrow)
-            }
-        };
-        if text.chars().count() <= room {
-            return text;
-        }
-    }
-    middle(&parts.join(arrow), room)
+        });
+        same.collect()
+    };
+    let fits = |text: &String| text.chars().count() <= room;
+    let [wide, narrow] = [NAME_WIDTH, NARROW_NAME_WIDTH].map(parts);
+    let whole = [&wide, &narrow].map(|parts| parts.join(arrow)).into_iter().find(fits);
+    let cut = || {
+        let hidden =
+            (1..wide.len().saturating_sub(1)).flat_map(|hidden| [(&wide, hidden), (&narrow, hidden)]);
+        hidden.map(|(parts, hidden)| without_middle(parts, hidden, arrow)).find(fits)
+    };
+    whole
+        .or_else(cut)
+        .unwrap_or_else(|| middle(&without_middle(&narrow, wide.len().saturating_sub(2), arrow), room))
+}
+
+/// Names with so many of those in the middle left out.
+fn without_middle(parts: &[String], hidden: usize, arrow: &str) -> String {
+    let kept = parts.len().saturating_sub(hidden);
+    let note = (hidden > 0).then(|| format!("… {hidden} …"));
+    let tail = parts.iter().skip(parts.len() - kept / 2).cloned();
+    let head = parts.iter().take(kept.div_ceil(2)).cloned();
+    head.chain(note).chain(tail).collect::<Vec<_>>().join(arrow)
 }
 
 /// The tree for programs: lines in the order in which they are drawn.

@@ -84,7 +84,11 @@ fn a_rebuild_is_matched_by_function_names() {
     for object in rebuilt.objects.iter_mut().filter(|object| object.path.ends_with("addon.node")) {
         object.build_id = Some("ff00".into());
     }
-    for frame in &mut rebuilt.frames {
+    let is_moved = |path: &str| path.ends_with("addon.node") || path.contains("evil");
+    let moved = rebuilt.objects.iter().filter(|object| is_moved(&object.path)).map(|object| object.id);
+    let moved: Vec<_> = moved.collect();
+    for frame in rebuilt.frames.iter_mut().filter(|frame| frame.object.is_some_and(|id| moved.contains(&id)))
+    {
         frame.file_offset = frame.file_offset.map(|offset| offset + 0x40);
     }
     let (before, after) = (full(&leaky()), full(&rebuilt));
