@@ -32,7 +32,7 @@ pub fn diff_table(diff: &Diff<'_>, top: usize, options: &TableOptions<'_>) -> St
     for lens in &diff.uncompared {
         let side = if diff.after.has_lens(*lens) { "after" } else { "before" };
         let warning =
-            format!("! only {side} has recorded the lens `{}`: nothing of it is compared", lens.name());
+            format!("! `{}` was recorded on one side only ({side}): nothing of it is compared", lens.name());
         line(&mut text, &wrapped(&warning, width, "  ", |part| paint.warning(part)));
     }
     head(&mut text, diff, width);

@@ -8,6 +8,10 @@ use super::stack_tree::{Names, Node, memory_name, outer_names};
 use super::table::Paint;
 use crate::profile::{Direction, Profile, Site, TreeView};
 
+/// Between a caller and the function it calls.
+const DOWN: &str = " → ";
+/// Between a function and its caller.
+const UP: &str = " ← ";
 /// Widest name in a line of several.
 const NAME_WIDTH: usize = 56;
 /// And where they do not fit.
@@ -161,8 +165,8 @@ pub(super) fn text(profile: &Profile, view: TreeView, width: usize, paint: Paint
         return text;
     }
     let (title, arrow) = match view.direction {
-        Direction::TopDown => ("from the start of the threads down to who asked for the memory", " → "),
-        Direction::BottomUp => ("from who asked for the memory up to the start of the threads", " ← "),
+        Direction::TopDown => ("from the start of the threads down to who asked for the memory", DOWN),
+        Direction::BottomUp => ("from who asked for the memory up to the start of the threads", UP),
     };
     line(&mut text, &paint.bold(&middle(&format!("tree, {title}"), width)));
     let counts = counts(profile);
@@ -258,9 +262,21 @@ fn frames(names: &[&str], arrow: &str, room: usize) -> String {
             (1..wide.len().saturating_sub(1)).flat_map(|hidden| [(&wide, hidden), (&narrow, hidden)]);
         hidden.map(|(parts, hidden)| without_middle(parts, hidden, arrow)).find(fits)
     };
-    whole
-        .or_else(cut)
-        .unwrap_or_else(|| middle(&without_middle(&narrow, wide.len().saturating_sub(2), arrow), room))
+    whole.or_else(cut).unwrap_or_else(|| nearest(names, arrow, room))
+}
+
+/// The name next to the memory, and how many others there are.
+fn nearest(names: &[&str], arrow: &str, room: usize) -> String {
+    let others = names.len().saturating_sub(1);
+    let note = if others > 0 { format!("… {others} …") } else { String::new() };
+    let left = room.saturating_sub(note.chars().count() + arrow.chars().count());
+    let name = |name: Option<&&str>, room| function(name.copied().unwrap_or(""), room);
+    let text = match (others, arrow == DOWN) {
+        (0, _) => name(names.first(), room),
+        (_, true) => format!("{note}{arrow}{}", name(names.last(), left)),
+        (_, false) => format!("{}{arrow}{note}", name(names.first(), left)),
+    };
+    middle(&text, room)
 }
 
 /// Names with so many of those in the middle left out.
