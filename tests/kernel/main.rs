@@ -6,6 +6,7 @@
 
 mod allocators;
 mod check;
+mod diff;
 mod errors;
 mod faults;
 mod ledger;
@@ -16,11 +17,12 @@ mod mappings;
 mod native;
 mod old_kernel;
 mod output;
-mod process_verdicts;
 mod probe_kinds;
+mod process_verdicts;
 mod processes;
 mod runtime;
 mod verdicts;
+mod views;
 mod watch;
 
 use anyhow::ensure;

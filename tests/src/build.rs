@@ -55,6 +55,7 @@ const fn linked(
 
 const SHARED: &[&str] = &["-shared", "-fPIC"];
 const JEMALLOC: &[&str] = &["-l:libjemalloc.a", "-lm", "-pthread"];
+const BUILD_ID: &[&str] = &["-Wl,--build-id"];
 /// All of its symbols are local ones of the library that it is linked into.
 const HIDDEN_JEMALLOC: &[&str] = &["-l:libjemalloc_pic.a", "-lm", "-Wl,--exclude-libs,ALL"];
 
@@ -75,6 +76,13 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("grower", Recipe::C, "grower"),
     ("worker", Recipe::C, "worker"),
     ("growth_cases", Recipe::C, "growth_cases"),
+    ("views", Recipe::C, "views"),
+    ("versions", linked("gcc", "versions.c", BUILD_ID, &[]), "versions"),
+    (
+        "versions_rebuilt",
+        linked("gcc", "versions.c", &["-DREBUILT", "-Wl,--build-id"], &[]),
+        "versions_rebuilt",
+    ),
     ("spin_pairs", Recipe::C, "spin_pairs"),
     ("spin_pages", Recipe::C, "spin_pages"),
     ("exceptions", Recipe::Cpp, "exceptions"),

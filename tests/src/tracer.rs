@@ -127,6 +127,31 @@ impl Recording {
         errors.wait_for(&format!("`{text}`"), |line| line.contains(text))
     }
 
+    /// The capture that is being written.
+    pub fn capture(&self) -> Result<PathBuf> {
+        self.directory.as_ref().map(capture_in).context("the recording has ended")
+    }
+
+    /// Waits until the capture says that so many bytes are outstanding (lens `malloc`); gives the time of that sample,
+    /// since the start, in nanoseconds.
+    pub fn wait_until_outstanding(&self, bytes: u64) -> Result<u64> {
+        let deadline = Instant::now() + PATIENCE;
+        let capture = self.capture()?;
+        loop {
+            let fixed = ["report", "--format", "json", "--lens", "malloc"].map(OsStr::new);
+            let output = offheap(fixed.into_iter().chain([capture.as_os_str()]))?;
+            let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let (seconds, found) = (&report["window"]["seconds"], &report["totals"]["outstanding_bytes"]);
+            if found.as_u64() == Some(bytes)
+                && let Some(seconds) = seconds.as_f64()
+            {
+                return Ok((seconds * 1e9).round() as u64);
+            }
+            ensure!(Instant::now() < deadline, "{found} bytes are outstanding instead of {bytes}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
     /// Ends the recording as Ctrl-C does.
     pub fn stop(self) -> Result<Finished> {
         self.signal(libc::SIGINT)?;

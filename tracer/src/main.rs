@@ -115,6 +115,7 @@ fn record(
             at: None,
             sort: SortKey::Verdict,
             by: GroupKey::Site,
+            tree: None,
             merges_processes: false,
             selection: Selection::default(),
             color: invocation.color_stdout,

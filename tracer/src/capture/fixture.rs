@@ -13,9 +13,9 @@ pub(crate) use server::server;
 
 use super::{Capture, CaptureWriter, Header};
 use crate::model::{
-    Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Ledger, Lens, Lifetime, LiveAge, Location,
-    LossTally, MemoryClass, MemoryLimit, Object, ObjectId, Process, ProcessEnd, ProcessId, RssSample,
-    Runtime, RuntimeFigure, SiteClass, Stack, StackEnd, Target,
+    Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Ledger, Lens, Lifetime, LiveAge, LiveSize,
+    Location, LossTally, MemoryClass, MemoryLimit, Object, ObjectId, Process, ProcessEnd, ProcessId,
+    RssSample, Runtime, RuntimeFigure, SiteClass, Stack, StackEnd, Target,
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -42,6 +42,7 @@ pub(crate) struct Recording {
     pub(crate) lifetimes: Vec<Lifetime>,
     pub(crate) losses: Vec<LossTally>,
     pub(crate) live_ages: Vec<LiveAge>,
+    pub(crate) live_sizes: Vec<LiveSize>,
     pub(crate) overhead: Option<(u64, Option<u64>)>,
     pub(crate) hints: Vec<String>,
     pub(crate) finish: Option<(EndReason, u64)>,
@@ -95,6 +96,7 @@ impl Recording {
             lifetimes: Vec::new(),
             losses: Loss::ALL.iter().map(|loss| tally(*loss, 0, 0)).collect(),
             live_ages: Vec::new(),
+            live_sizes: Vec::new(),
             overhead: None,
             hints: Vec::new(),
             finish: Some((EndReason::Duration, 10 * SECOND_NS)),
@@ -229,6 +231,7 @@ impl Recording {
             writer.set_locations(frame.id, &frame.locations).unwrap();
         }
         writer.add_live_ages(&self.live_ages).unwrap();
+        writer.add_live_sizes(&self.live_sizes).unwrap();
         writer.add_lifetimes(&self.lifetimes).unwrap();
         for hint in &self.hints {
             writer.add_hint(hint).unwrap();
@@ -336,6 +339,14 @@ pub(crate) fn leaky() -> Recording {
         LiveAge { site: 4, born_ns: 9_900_000_000, count: 5, bytes: 500 },
         LiveAge { site: 0, born_ns: 7_400_000_000, count: 9, bytes: 9 * 512 },
     ];
+    let size = |site, size_bytes, count| LiveSize {
+        site,
+        bucket: LiveSize::bucket_of(size_bytes),
+        count,
+        bytes: count * size_bytes,
+    };
+    recording.live_sizes =
+        vec![size(0, 512, 9), size(1, 4096, 2560), size(2, 1 << 20, 3), size(3, 4096, 64), size(4, 100, 5)];
     recording.loss(Loss::StackRingFull, 9, 9 * 512);
     recording.loss(Loss::UnknownRelease, 31, 0);
     recording.overhead = Some((12_345, Some(40_000_000)));

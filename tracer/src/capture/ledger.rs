@@ -8,7 +8,7 @@ use super::read::{Loader, MAX_ROWS, ProcessRow};
 use super::row::{id, nullable, text, unsigned};
 use super::series::thinned;
 use crate::model::{
-    Ledger, LedgerClass, LedgerRow, Lifetime, MemoryLimit, ProcessId, RssSample, RuntimeFigure,
+    Ledger, LedgerClass, LedgerRow, Lifetime, LiveSize, MemoryLimit, ProcessId, RssSample, RuntimeFigure,
 };
 
 /// Most rows of ledgers after thinning, and most figures. A label is at most 64 KiB, and shared by no rows.
@@ -152,6 +152,19 @@ impl Loader<'_> {
                 count: unsigned(row, 2)?,
             })
             .filter(|lifetime| lifetime.bucket < Lifetime::BUCKETS)
+        })
+    }
+
+    pub(super) fn live_sizes(&mut self) -> rusqlite::Result<Vec<LiveSize>> {
+        let Some(queries) = self.queries.memory else { return Ok(Vec::new()) };
+        self.all(queries.sizes, MAX_ROWS, |row| {
+            Some(LiveSize {
+                site: id(row, 0)?,
+                bucket: unsigned(row, 1).and_then(|bucket| u8::try_from(bucket).ok())?,
+                count: unsigned(row, 2)?,
+                bytes: unsigned(row, 3)?,
+            })
+            .filter(|size| size.bucket <= LiveSize::LAST_BUCKET)
         })
     }
 }

@@ -21,7 +21,7 @@ pub struct MomentError {
 impl Capture {
     /// The capture as it stood at the last sample at or before `elapsed_ns`. A long recording is read with a
     /// few hundred samples: the moment may be that much earlier, and [`Capture::elapsed_ns`] of the result says
-    /// which it is. Ages of blocks are known at the end of a recording only; losses are those of all of it.
+    /// which it is. Ages and sizes of blocks are known at the end of a recording only; losses are those of all of it.
     ///
     /// # Errors
     /// Before the first sample and after the last there is none.
@@ -45,6 +45,7 @@ impl Capture {
         self.stacks.retain(|stack| series.sites.contains_key(&stack.site));
         self.rss.retain(|sample| sample.elapsed_ns <= moment_ns);
         self.live_ages.clear();
+        self.live_sizes.clear();
         self.lifetimes.clear();
         for entries in self.residents.values_mut() {
             entries.retain(|(point, _)| usize::from(*point) < kept);
@@ -54,6 +55,7 @@ impl Capture {
         self.figures.retain(|figure| figure.elapsed_ns <= moment_ns);
         self.limits.retain(|limit| limit.elapsed_ns <= moment_ns);
         self.overhead = None;
+        self.is_earlier_moment = true;
         self.finish = self.finish.map(|finish| Finish { elapsed_ns: moment_ns, ..finish });
         for row in &mut self.processes {
             row.ended = row.ended.filter(|ended| ended.elapsed_ns <= moment_ns);
@@ -133,7 +135,7 @@ mod tests {
             assert_eq!(entries.last(), at_middle);
         }
         assert!(early.rss.iter().all(|sample| sample.elapsed_ns <= points[middle]));
-        assert!(early.live_ages.is_empty(), "not known at that time");
+        assert!(early.live_ages.is_empty() && early.live_sizes.is_empty(), "not known at that time");
         assert_eq!(leaky().capture().at(last_ns).unwrap().live_ages, whole.live_ages);
         assert!(leaky().capture().at(last_ns + 1).is_err());
     }

@@ -13,9 +13,9 @@ use super::schema::{Queries, queries};
 use super::series::Thinner;
 use super::{CaptureError, Header, Series, open};
 use crate::model::{
-    Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Ledger, Lens, Lifetime, LiveAge, Location,
-    LossTally, MemoryLimit, Object, ObjectId, Process, ProcessEnd, ProcessId, RssSample, RuntimeFigure,
-    SiteClass, Stack, StackEnd,
+    Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Ledger, Lens, Lifetime, LiveAge, LiveSize,
+    Location, LossTally, MemoryLimit, Object, ObjectId, Process, ProcessEnd, ProcessId, RssSample,
+    RuntimeFigure, SiteClass, Stack, StackEnd,
 };
 
 /// Most rows taken from one table; far above what the default bounds of a recording can make.
@@ -100,6 +100,8 @@ pub struct Capture {
     pub losses: Vec<LossTally>,
     /// Blocks that were live at the end, by age.
     pub live_ages: Vec<LiveAge>,
+    /// Blocks of allocators that were live at the end, by site and size, rising.
+    pub live_sizes: Vec<LiveSize>,
     /// `None` where it was not measured.
     pub overhead: Option<Overhead>,
     /// Sentences for the user.
@@ -108,6 +110,8 @@ pub struct Capture {
     pub finish: Option<Finish>,
     /// Rows that made no sense or exceeded a bound.
     pub skipped_rows: u64,
+    /// Whether this is how it stood before its end.
+    pub is_earlier_moment: bool,
 }
 
 impl Capture {
@@ -153,6 +157,7 @@ impl Loader<'_> {
         let lifetimes = self.lifetimes()?;
         let losses = self.losses()?;
         let live_ages = self.live_ages()?;
+        let live_sizes = self.live_sizes()?;
         let overhead = self.overhead()?;
         let hints = self.hints()?;
         let finish = self.finish()?;
@@ -174,10 +179,12 @@ impl Loader<'_> {
             lifetimes,
             losses,
             live_ages,
+            live_sizes,
             overhead,
             hints,
             finish,
             skipped_rows,
+            is_earlier_moment: false,
         }))
     }
 

@@ -124,7 +124,7 @@ const ONLY_2: &[Table] = &[(
      swap_bytes INTEGER)",
 )];
 
-/// Where resident memory lies, and how long blocks live.
+/// Where resident memory lies, how long blocks live, and how large those are that live at the end.
 const SINCE_3: &[Table] = &[
     (
         "rss",
@@ -169,6 +169,11 @@ const SINCE_3: &[Table] = &[
         "CREATE TABLE lifetime(site INTEGER NOT NULL, bucket INTEGER NOT NULL, count INTEGER NOT NULL, \
          PRIMARY KEY(site, bucket)) WITHOUT ROWID",
     ),
+    (
+        "live_size",
+        "CREATE TABLE live_size(site INTEGER NOT NULL, bucket INTEGER NOT NULL, count INTEGER NOT NULL, \
+         bytes INTEGER NOT NULL, PRIMARY KEY(site, bucket)) WITHOUT ROWID",
+    ),
 ];
 
 /// The statements that differ between versions. All give the same columns.
@@ -204,8 +209,10 @@ pub(super) struct MemoryQueries {
     pub limits: &'static str,
     /// tick, site, resident_bytes.
     pub residents: &'static str,
-    /// site, bucket, count, bytes.
+    /// site, bucket, count.
     pub lifetimes: &'static str,
+    /// site, bucket, count, bytes.
+    pub sizes: &'static str,
 }
 
 /// The statements for a version.
@@ -257,6 +264,7 @@ const QUERIES_3: Queries = Queries {
                  LEFT JOIN string s ON s.id = l.source ORDER BY l.id",
         residents: "SELECT tick, site, resident_bytes FROM resident ORDER BY tick, site",
         lifetimes: "SELECT site, bucket, count FROM lifetime ORDER BY site, bucket",
+        sizes: "SELECT site, bucket, count, bytes FROM live_size ORDER BY site, bucket",
     }),
     ..QUERIES_2
 };

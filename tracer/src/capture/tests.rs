@@ -35,6 +35,7 @@ fn what_is_written_is_read() {
     assert_eq!(capture.hints, recording.hints);
     assert_eq!(capture.losses, recording.losses);
     assert_eq!(capture.live_ages, recording.live_ages);
+    assert_eq!(capture.live_sizes, recording.live_sizes);
     assert_eq!(capture.rss, recording.rss);
     assert_eq!(capture.objects.len(), recording.objects.len());
     for object in &recording.objects {

@@ -11,8 +11,8 @@ use super::create::{beside, remove};
 use super::memory::Written;
 use super::{CaptureError, CreateError, Header, Owner, create_file};
 use crate::model::{
-    Allocator, EndReason, Frame, FrameId, LiveAge, Location, LossTally, Object, Process, ProcessEnd,
-    ProcessId, SiteClass, Stack,
+    Allocator, EndReason, Frame, FrameId, LiveAge, LiveSize, Location, LossTally, Object, Process,
+    ProcessEnd, ProcessId, SiteClass, Stack,
 };
 
 /// Files that SQLite keeps beside a database while it is written.
@@ -205,6 +205,17 @@ impl CaptureWriter {
             self.run(
                 "INSERT INTO live_age VALUES(?, ?, ?, ?)",
                 params![age.site, stored(age.born_ns), stored(age.count), stored(age.bytes)],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Adds blocks of allocators that were live at the end, by size: each site and bucket once.
+    pub fn add_live_sizes(&mut self, sizes: &[LiveSize]) -> Result<(), CaptureError> {
+        for size in sizes {
+            self.run(
+                "INSERT INTO live_size VALUES(?, ?, ?, ?)",
+                params![size.site, size.bucket, stored(size.count), stored(size.bytes)],
             )?;
         }
         Ok(())

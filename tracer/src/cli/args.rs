@@ -11,7 +11,7 @@ use super::check::CheckArgs;
 use super::diff::DiffArgs;
 use super::plan::{
     BpfLogLevel, ColorChoice, ExportFormat, GroupKey, LensKey, MemoryClass, ProbeKindKey, ReportFormat,
-    Shell, SortKey,
+    Shell, SortKey, TreeKey,
 };
 use super::quantity::{
     parse_count_in, parse_duration, parse_duration_in, parse_power_of_two_size_in, parse_size,
@@ -94,6 +94,15 @@ pub(super) struct AllocatorArgs {
     /// Program or library whose allocator functions to probe even if they do not look like an allocator; repeatable
     #[arg(long, value_name = "PATH")]
     pub object: Vec<PathBuf>,
+}
+
+/// A share in percent, as millionths.
+fn parse_percent(text: &str) -> Result<u32, String> {
+    let percent: Option<f64> = text.trim_end_matches('%').trim_end().parse().ok();
+    match percent.filter(|percent| (0.0..=100.0).contains(percent)) {
+        Some(percent) => Ok((percent * 1e4).round() as u32),
+        None => Err("it is no share between 0 and 100, such as `0.5`".to_owned()),
+    }
 }
 
 /// A prefix of a symbol's name.
@@ -279,9 +288,18 @@ pub(super) struct ReportArgs {
     #[arg(long, value_name = "KEY", default_value = "verdict", value_parser = choice!(SortKey))]
     pub sort: SortKey,
 
-    /// Sum over all sites of a process, an executable, an allocator, or a class of memory
+    /// Sum by what sites have in common: the culprit's function or object, the thread's start routine (not its id), the
+    /// block's size (powers of two)
     #[arg(long, value_name = "KEY", default_value = "site", value_parser = choice!(GroupKey))]
     pub by: GroupKey,
+
+    /// Show call sites as a tree: from the start of the threads down, or from the functions that asked for memory up
+    #[arg(long, value_name = "DIRECTION", value_parser = choice!(TreeKey), conflicts_with_all = ["by", "top"])]
+    pub tree: Option<TreeKey>,
+
+    /// Least share of a branch of the tree; what is left out is counted
+    #[arg(long, value_name = "PERCENT", default_value = "1", requires = "tree", value_parser = parse_percent)]
+    pub tree_min_percent: u32,
 
     /// Show equal stacks of processes of one executable as one site
     #[arg(long, conflicts_with = "by")]

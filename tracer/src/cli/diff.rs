@@ -94,8 +94,9 @@ pub(super) fn diff(args: DiffArgs, color: bool, width: Option<u16>) -> Result<Di
         _ => return Err("more than two moments; give `--at` once or twice".into()),
     };
     let after = args.after.unwrap_or_else(|| args.before.clone());
-    if after == args.before && second.is_some_and(|second| first.is_some_and(|first| first >= second)) {
-        return Err("the second `--at` is not later than the first; exchange them".into());
+    // The later one may come first: a flame graph shows what is gone only so.
+    if after == args.before && first == second {
+        return Err("both sides are the same moment of one capture; give two that differ".into());
     }
     Ok(DiffPlan {
         before: DiffSide { file: args.before, at: first },

@@ -104,6 +104,24 @@ choices! {
         Allocator = "allocator",
         /// What the memory is.
         Class = "class",
+        /// The function that asked for it.
+        Function = "function",
+        /// The file of that function.
+        Object = "object",
+        /// The start routine of the thread.
+        Thread = "thread",
+        /// The requested size, in powers of two.
+        SizeClass = "size-class",
+    }
+}
+
+choices! {
+    /// Which end of the stacks a tree begins with.
+    TreeKey {
+        /// The start of the thread.
+        TopDown = "top-down",
+        /// The function that asked for the memory.
+        BottomUp = "bottom-up",
     }
 }
 
@@ -428,6 +446,8 @@ pub struct ReportPlan {
     pub sort: SortKey,
     /// What sites are summed by.
     pub by: GroupKey,
+    /// Show a tree, and the least share of a branch in millionths; `None`: a list.
+    pub tree: Option<(TreeKey, u32)>,
     /// Whether equal stacks of processes of one executable are one row.
     pub merges_processes: bool,
     /// Which sites.

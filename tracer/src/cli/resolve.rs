@@ -113,6 +113,7 @@ fn report(args: ReportArgs, color: bool, width: Option<u16>) -> Result<ReportPla
         at: args.at,
         sort: args.sort,
         by: args.by,
+        tree: args.tree.map(|tree| (tree, args.tree_min_percent)),
         merges_processes: args.merge_processes,
         selection: selection(args.selection)?,
         color,

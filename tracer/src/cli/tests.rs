@@ -207,6 +207,7 @@ fn the_other_commands_are_understood() {
             at,
             sort,
             by,
+            tree: None,
             merges_processes,
             selection,
             color,

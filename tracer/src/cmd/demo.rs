@@ -55,6 +55,7 @@ pub fn run(
         at: None,
         sort: SortKey::Verdict,
         by: GroupKey::Site,
+        tree: None,
         merges_processes: false,
         selection: Selection::default(),
         color,

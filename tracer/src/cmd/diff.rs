@@ -5,19 +5,22 @@ use std::io::Write;
 use anyhow::Context;
 
 use super::ExitStatus;
-use super::report::{UNKNOWN_WIDTH, open_at, selected, unless_closed, warn};
+use super::report::{UNKNOWN_WIDTH, incomplete, open_at, selected, unless_closed};
 use crate::capture::create_file;
 use crate::cli::diff::{DiffPlan, DiffSide};
-use crate::cli::plan::{DiffFormat, Selection};
+use crate::cli::plan::DiffFormat;
 use crate::export::{diff_folded, diff_svg};
-use crate::profile::{Diff, Profile};
+use crate::profile::{Diff, Filter, Profile};
 use crate::report::{DEFAULT_DIFF_ROWS, TableOptions, diff_json, diff_table};
 
 /// Writes the comparison to its file, or to `out`. Says on `err` where data is incomplete.
 pub fn run(plan: &DiffPlan, out: &mut impl Write, err: &mut impl Write) -> Result<ExitStatus, anyhow::Error> {
-    let before = side(&plan.before, &plan.selection)?;
-    let after = side(&plan.after, &plan.selection)?;
-    let diff = Diff::new(&before, &after);
+    let mut filter = selected(&plan.selection)?;
+    // What is hidden is decided by both sides together.
+    let suppressions = std::mem::take(&mut filter.suppressions);
+    let before = side(&plan.before, &filter)?;
+    let after = side(&plan.after, &filter)?;
+    let diff = Diff::new(&before, &after, &suppressions);
     // In memory first: a comparison that fails leaves no file, and replaces none.
     let mut bytes = Vec::new();
     match plan.format {
@@ -43,12 +46,15 @@ pub fn run(plan: &DiffPlan, out: &mut impl Write, err: &mut impl Write) -> Resul
         }
     }
     if plan.format != DiffFormat::Table {
-        warn(&before, err)?;
-        warn(&after, err)?;
+        for (name, profile) in [("before", &before), ("after", &after)] {
+            if let Some(reasons) = incomplete(profile) {
+                writeln!(err, "offheap: {name}: data incomplete: {reasons}")?;
+            }
+        }
     }
     Ok(ExitStatus::of(before.is_complete() && after.is_complete()))
 }
 
-fn side(side: &DiffSide, selection: &Selection) -> Result<Profile, anyhow::Error> {
-    Ok(Profile::new(open_at(&side.file, side.at)?, selected(selection)?)?)
+fn side(side: &DiffSide, filter: &Filter) -> Result<Profile, anyhow::Error> {
+    Ok(Profile::new(open_at(&side.file, side.at)?, filter.clone())?)
 }

@@ -10,9 +10,9 @@ use anyhow::Context;
 
 use super::ExitStatus;
 use crate::capture::Capture;
-use crate::cli::plan::{GroupKey, LensKey, ReportFormat, ReportPlan, Selection, SortKey};
+use crate::cli::plan::{GroupKey, LensKey, ReportFormat, ReportPlan, Selection, SortKey, TreeKey};
 use crate::model::Lens;
-use crate::profile::{By, Filter, Profile, Sort, Suppressions};
+use crate::profile::{By, Direction, Filter, Profile, Sort, Suppressions, TreeView};
 use crate::report::{DEFAULT_TABLE_SITES, TableOptions, escape, json_text, table};
 
 /// Columns of the table where the output is no terminal.
@@ -41,12 +41,24 @@ pub fn run(
         GroupKey::Executable => By::Executable,
         GroupKey::Allocator => By::Allocator,
         GroupKey::Class => By::Class,
+        GroupKey::Function => By::Function,
+        GroupKey::Object => By::Object,
+        GroupKey::Thread => By::Thread,
+        GroupKey::SizeClass => By::SizeClass,
     };
+    let tree = plan.tree.map(|(key, least_ppm)| {
+        let direction = match key {
+            TreeKey::TopDown => Direction::TopDown,
+            TreeKey::BottomUp => Direction::BottomUp,
+        };
+        TreeView { direction, least_ppm }
+    });
     let filter = Filter {
         min_age_ns: plan.min_age.map(nanoseconds),
         sort,
         by,
-        top: plan.top.or(default_top),
+        top: if tree.is_some() { None } else { plan.top.or(default_top) },
+        tree,
         merges_processes: plan.merges_processes,
         ..selected(&plan.selection)?
     };
@@ -130,8 +142,16 @@ pub(super) fn nanoseconds(duration: Duration) -> u64 {
 
 /// One line on `err` where data is incomplete.
 pub(super) fn warn(profile: &Profile, err: &mut impl Write) -> io::Result<()> {
+    match incomplete(profile) {
+        Some(reasons) => writeln!(err, "offheap: data incomplete: {reasons}"),
+        None => Ok(()),
+    }
+}
+
+/// What is missing, in a few words; `None` where nothing is.
+pub(super) fn incomplete(profile: &Profile) -> Option<String> {
     if profile.is_complete() {
-        return Ok(());
+        return None;
     }
     let completeness = &profile.completeness;
     let mut reasons: Vec<_> =
@@ -142,7 +162,7 @@ pub(super) fn warn(profile: &Profile, err: &mut impl Write) -> io::Result<()> {
     if completeness.skipped_rows > 0 {
         reasons.push("damaged rows".into());
     }
-    writeln!(err, "offheap: data incomplete: {}", reasons.join(", "))
+    Some(reasons.join(", "))
 }
 
 /// `head` and the like close a pipe when they have enough.
@@ -172,6 +192,7 @@ mod tests {
             at: None,
             sort: SortKey::Outstanding,
             by: GroupKey::Site,
+            tree: None,
             merges_processes: false,
             selection: Selection::default(),
             color: false,

@@ -41,21 +41,35 @@ pub fn svg(profile: &Profile, out: impl Write) -> Result<(), ExportError> {
 }
 
 /// Draws the differential flame graph: its width is what is outstanding after; red grew, blue shrank. What is gone
-/// has no width: exchange the two sides to see it.
-pub fn diff_svg(diff: &Diff<'_>, out: impl Write) -> Result<(), ExportError> {
+/// has no width: exchange the two sides to see it; the picture says how much it is.
+pub fn diff_svg(diff: &Diff<'_>, mut out: impl Write) -> Result<(), ExportError> {
     let lines = diff_lines(diff);
-    if !diff.rows.iter().any(|row| row.after.outstanding_bytes > 0) {
+    if !diff.drawable_rows().any(|row| row.after.outstanding_bytes > 0) {
         return Err(ExportError::NothingOutstanding);
     }
     let mut options = Options::default();
     options.title = middle(&format!("Native memory not freed, compared: {}", who(diff.after)), TITLE_WIDTH);
     let when = |profile: &Profile| seconds(profile.window.elapsed_ns);
+    let gone = || diff.drawable_rows().filter(|row| row.after.outstanding_bytes == 0);
+    let gone_bytes = gone().fold(0u64, |sum, row| sum.saturating_add(row.before.outstanding_bytes));
+    let gone = match gone_bytes {
+        0 => String::new(),
+        bytes => format!(
+            "; gone, not drawn: {} at {}",
+            size(bytes),
+            counted(
+                gone().filter(|row| row.before.outstanding_bytes > 0).count() as u64,
+                "call site",
+                "call sites"
+            )
+        ),
+    };
     options.subtitle = Some(middle(
         &format!(
-            "before: {} at {}; after: at {}; red grew, blue shrank",
+            "before: {} at {}; after: at {}; red grew, blue shrank{gone}",
             who(diff.before),
             when(diff.before),
-            when(diff.after)
+            when(diff.after),
         ),
         SUBTITLE_WIDTH,
     ));
@@ -63,8 +77,41 @@ pub fn diff_svg(diff: &Diff<'_>, out: impl Write) -> Result<(), ExportError> {
     options.name_type = "Function:".into();
     options.deterministic = true;
     options.text_truncate_direction = TextTruncateDirection::Right;
-    from_lines(&mut options, lines.iter().map(String::as_str), out)?;
+    let mut drawn = Vec::new();
+    from_lines(&mut options, lines.iter().map(String::as_str), &mut drawn)?;
+    out.write_all(stronger(&String::from_utf8_lossy(&drawn)).as_bytes())?;
     Ok(())
+}
+
+/// Begin and end of the colour of a frame, as inferno writes it.
+const COLOR: (&str, &str) = ("fill=\"rgb(", ")\"");
+
+/// Makes small changes visible. inferno's colours go with the change in bytes from (250,250,250) to 100 in two of the
+/// three channels, so that a tenth of the largest change looks white; with its root, every change is seen.
+fn stronger(svg: &str) -> String {
+    let mut parts = svg.split(COLOR.0);
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push_str(COLOR.0);
+        let (color, rest) = part.split_once(COLOR.1).unwrap_or((part, ""));
+        let channels: Vec<u8> = color.split(',').filter_map(|channel| channel.trim().parse().ok()).collect();
+        match *channels.as_slice() {
+            [255, weak, other] if weak == other => text.push_str(&format!("255,{0},{0}", faded(weak))),
+            [weak, other, 255] if weak == other => text.push_str(&format!("{0},{0},255", faded(weak))),
+            _ => text.push_str(color),
+        }
+        if color.len() < part.len() {
+            text.push_str(COLOR.1);
+            text.push_str(rest);
+        }
+    }
+    text
+}
+
+/// A channel of 100 (the largest change) to 250 (none), spread to 60 to 215.
+fn faded(channel: u8) -> u8 {
+    let change = f64::from(250 - channel.clamp(100, 250)) / 150.0;
+    (215.0 - 155.0 * change.sqrt()).round() as u8
 }
 
 /// What was measured.
@@ -169,6 +216,17 @@ mod tests {
         assert!(!line.contains("requested") && has_stacks && !has_blocks, "{line}");
         let (line, has_stacks, has_blocks) = subtitle(Some(Lens::Malloc));
         assert!(!line.contains("mapped") && !has_stacks && has_blocks, "{line}");
+    }
+
+    #[test]
+    fn small_changes_are_seen() {
+        let svg = r#"<rect fill="rgb(255,235,235)"/><rect fill="rgb(100,100,255)"/><rect fill="rgb(250,250,250)"/>"#;
+        let strong =
+            r#"<rect fill="rgb(255,166,166)"/><rect fill="rgb(60,60,255)"/><rect fill="rgb(250,250,250)"/>"#;
+        assert_eq!(stronger(svg), strong);
+        for odd in ["", "fill=\"rgb(", "fill=\"rgb(1,2", "fill=\"rgb(x,y,z)\"", "a fill=\"rgb(255,9)\" b"] {
+            assert_eq!(stronger(odd), odd);
+        }
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::io::Write;
 
 use super::ExportError;
-use crate::model::Lens;
 use crate::profile::{Diff, DiffRow, Profile, Site};
 use crate::report::escape;
+use crate::report::stack_tree::{memory_name, outer_names};
 
 /// Writes `root;…;leaf BYTES` for every site with outstanding bytes: blocks, and mappings that can be leaks; or
 /// resident pages, where nothing else was observed or asked for. A
@@ -32,14 +32,14 @@ pub(super) fn line(profile: &Profile, site: &Site) -> String {
     format!("{} {}", stack_names(profile, site), site.outstanding_bytes)
 }
 
-/// One line for each row: the stack, bytes before, bytes after.
+/// One line for each row whose bytes can be added: the stack, bytes before, bytes after.
 pub(super) fn diff_lines(diff: &Diff<'_>) -> Vec<String> {
     let line = |row: &DiffRow| {
         let (profile, site) = diff.shown(row)?;
         let names = stack_names(profile, site);
         Some(format!("{names} {} {}", row.before.outstanding_bytes, row.after.outstanding_bytes))
     };
-    diff.rows.iter().filter_map(line).collect()
+    diff.drawable_rows().filter_map(line).collect()
 }
 
 /// The frames of a site, root first, separated by semicolons.
@@ -50,37 +50,8 @@ fn stack_names(profile: &Profile, site: &Site) -> String {
     if let Some(stack) = names.get_mut(first..) {
         stack.reverse();
     }
-    match site.lens {
-        Lens::Malloc => {}
-        Lens::Mmap => names.push(format!("[mapped: {}]", site.class.phrase())),
-        Lens::Faults => names.push(format!("[resident: {}]", site.class.phrase())),
-    }
+    names.extend(memory_name(site));
     names.join(";")
-}
-
-/// What stands outside of the outermost frame: the process, where there are several, and why the stack is not
-/// whole. Not escaped.
-pub(super) fn outer_names(profile: &Profile, site: &Site) -> Vec<String> {
-    let mut names = Vec::new();
-    if profile.processes.len() > 1 && !site.is_lost {
-        names.push(process(profile, site));
-    }
-    if site.is_lost {
-        names.push("[stack lost]".into());
-    } else if !site.end.is_whole() {
-        names.push(format!("[stack breaks off: {}]", site.end.name()));
-    }
-    names
-}
-
-/// `node (1234)`; of merged sites how many processes there are.
-fn process(profile: &Profile, site: &Site) -> String {
-    let first = site.processes.first().and_then(|id| profile.process(*id));
-    let Some(target) = first.map(|row| &row.process.target) else { return "[process not known]".into() };
-    match site.processes.len() {
-        1 => format!("{} ({})", target.comm, target.tgid),
-        several => format!("{} ({several} processes)", target.comm),
-    }
 }
 
 /// Escapes what has a meaning in the format: the separator, line ends, blanks and `#` at the begin

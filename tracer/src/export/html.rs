@@ -13,11 +13,12 @@ use sha2::{Digest, Sha256};
 
 use super::ExportError;
 use super::csv::name;
-use super::tree::{Names, tree};
+use super::tree::tree;
 use crate::capture::thinned;
 use crate::model::{Ledger, LedgerClass, Lens, RssSample};
 use crate::profile::{Profile, Site};
 use crate::report::human::{rate, seconds, size};
+use crate::report::stack_tree::Names;
 use crate::report::{escape, json as report, warnings, who};
 
 const UPLOT: &str = include_str!("html/uplot/uPlot.iife.min.js");

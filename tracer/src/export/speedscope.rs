@@ -6,8 +6,8 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::ExportError;
-use super::fold::outer_names;
 use crate::profile::{Profile, Site};
+use crate::report::stack_tree::outer_names;
 use crate::report::{escape, who};
 
 /// What the format calls itself.

@@ -13,5 +13,7 @@ pub use frame::{Frame, FrameId, FrameKind, Location, Object, ObjectId, Stack};
 pub use ledger::{Ledger, LedgerClass, LedgerRow, MemoryLimit, RuntimeFigure};
 pub use memory_class::{MemoryClass, SiteClass};
 pub use process::{Process, ProcessEnd, ProcessId};
-pub use recording::{EndReason, Lens, Lifetime, LiveAge, LossTally, RssSample, SiteSample, StackEnd};
+pub use recording::{
+    EndReason, Lens, Lifetime, LiveAge, LiveSize, LossTally, RssSample, SiteSample, StackEnd,
+};
 pub use target::{Runtime, Target};

@@ -101,6 +101,38 @@ impl Lifetime {
     pub const BUCKETS: u8 = 64;
 }
 
+/// Blocks of one site that were live at the end of the recording, by the size that was requested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveSize {
+    /// Site.
+    pub site: u32,
+    /// See [`LiveSize::bucket_of`]: at most [`LiveSize::LAST_BUCKET`].
+    pub bucket: u8,
+    /// Blocks.
+    pub count: u64,
+    /// Bytes requested.
+    pub bytes: u64,
+}
+
+impl LiveSize {
+    /// The bucket of the largest sizes.
+    pub const LAST_BUCKET: u8 = 64;
+
+    /// The bits that a size takes: 0 for none, n for 2^(n-1) to 2^n - 1 bytes.
+    pub const fn bucket_of(size_bytes: u64) -> u8 {
+        (u64::BITS - size_bytes.leading_zeros()) as u8
+    }
+
+    /// Least and largest size of a bucket, in bytes.
+    pub const fn sizes(bucket: u8) -> (u64, u64) {
+        match bucket {
+            0 => (0, 0),
+            1..=63 => (1 << (bucket - 1), (1 << bucket) - 1),
+            _ => (1 << 63, u64::MAX),
+        }
+    }
+}
+
 /// One line of the loss ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LossTally {

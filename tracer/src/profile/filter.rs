@@ -50,11 +50,29 @@ pub enum By {
     Allocator,
     /// What the memory is.
     Class,
+    /// The culprit: the first function of the stack that is not a wrapper.
+    Function,
+    /// The file that the culprit lies in.
+    Object,
+    /// The start routine of the thread: not the thread, since many run the same.
+    Thread,
+    /// The size that was requested, in powers of two.
+    SizeClass,
 }
 
 impl By {
     /// Every grouping.
-    pub const ALL: [Self; 5] = [Self::Site, Self::Process, Self::Executable, Self::Allocator, Self::Class];
+    pub const ALL: [Self; 9] = [
+        Self::Site,
+        Self::Process,
+        Self::Executable,
+        Self::Allocator,
+        Self::Class,
+        Self::Function,
+        Self::Object,
+        Self::Thread,
+        Self::SizeClass,
+    ];
 
     /// The name on the command line and in reports.
     pub const fn name(self) -> &'static str {
@@ -64,13 +82,47 @@ impl By {
             Self::Executable => "executable",
             Self::Allocator => "allocator",
             Self::Class => "class",
+            Self::Function => "function",
+            Self::Object => "object",
+            Self::Thread => "thread",
+            Self::SizeClass => "size-class",
         }
     }
+}
+
+/// Which end of the stacks a tree begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The start of the thread.
+    TopDown,
+    /// The culprit.
+    BottomUp,
+}
+
+impl Direction {
+    /// The name on the command line and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TopDown => "top-down",
+            Self::BottomUp => "bottom-up",
+        }
+    }
+}
+
+/// The call sites as a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeView {
+    /// Which end it begins with.
+    pub direction: Direction,
+    /// Least share of the whole that a branch must have, in millionths.
+    pub least_ppm: u32,
 }
 
 /// Which part of a capture is looked at, and in which order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
+    /// Show the sites as a tree, instead of one by one.
+    pub tree: Option<TreeView>,
     /// Only blocks at least this old count as outstanding.
     pub min_age_ns: Option<u64>,
     /// Order of the sites and groups.
@@ -103,6 +155,9 @@ pub enum ProfileError {
          interrupted before; leave the age out"
     )]
     NoAges,
+    /// Sizes are known of all live blocks together.
+    #[error("sizes are not kept by age: leave out the minimum age, or the size class")]
+    NoSizesByAge,
     /// The process is not in the capture.
     #[error("process {tgid} is not in the capture; it has {known}")]
     NoProcess {

@@ -16,10 +16,12 @@ mod observed;
 mod process_verdict;
 pub mod simulation;
 mod site;
+mod size_class;
 mod suppression;
 mod survival;
 #[cfg(test)]
 mod tests;
+mod thread_start;
 mod totals;
 mod verdict;
 mod who;
@@ -38,8 +40,8 @@ use crate::model::{
 pub use crate::trend::{MIN_POINTS, theil_sen};
 pub use aside::SetAside;
 pub use completeness::{Broken, Completeness, StackShares};
-pub use diff::{Diff, DiffRow, Match, Side};
-pub use filter::{By, Filter, ProfileError, Sort};
+pub use diff::{Diff, DiffHidden, DiffRow, Match, Side};
+pub use filter::{By, Direction, Filter, ProfileError, Sort, TreeView};
 pub use frame::SiteFrame;
 pub(crate) use frame::base_name;
 pub use gate::{
@@ -144,6 +146,8 @@ pub struct Profile {
     frames: HashMap<FrameId, Frame>,
     objects: HashMap<ObjectId, Object>,
     series: Series,
+    has_sizes: bool,
+    is_earlier_moment: bool,
     rss_samples: Vec<RssSample>,
     ledgers: Vec<Ledger>,
 }
@@ -151,6 +155,9 @@ pub struct Profile {
 impl Profile {
     /// Folds a capture.
     pub fn new(capture: Capture, filter: Filter) -> Result<Self, ProfileError> {
+        if filter.by == By::SizeClass && filter.min_age_ns.is_some() {
+            return Err(ProfileError::NoSizesByAge);
+        }
         let elapsed_ns = capture.elapsed_ns();
         let selection = Selection::new(&filter, &capture)?;
         let numbers = number::numbers(&capture, filter.min_age_ns, elapsed_ns)?;
@@ -216,6 +223,8 @@ impl Profile {
             frames: capture.frames,
             objects: capture.objects,
             series: capture.series,
+            has_sizes: !capture.live_sizes.is_empty(),
+            is_earlier_moment: capture.is_earlier_moment,
             rss_samples: capture.rss,
             ledgers: capture.ledgers,
         })

@@ -162,16 +162,17 @@ impl<'a> Matcher<'a> {
         Self { rules: &suppressions.0, frames: HashMap::new() }
     }
 
-    /// The first rule that hides a site. `grows` is asked for rules that hide nothing that grows.
+    /// The first rule that hides a site of `count` blocks. `grows` is asked for rules that hide nothing that grows.
     pub(super) fn hides(
         &mut self,
         stack: &[SiteFrame<'_>],
-        site: &Site,
+        culprit: usize,
+        count: u64,
         grows: impl Fn() -> bool,
     ) -> Option<Rule> {
         let found = (0..).zip(stack).filter_map(|(depth, line)| self.rule_of(depth, line)).min();
         let in_loader = || {
-            let object = stack.get(site.culprit).and_then(|line| line.object);
+            let object = stack.get(culprit).and_then(|line| line.object);
             let name = object.map(|object| base_name(&object.path));
             name.is_some_and(|name| LOADERS.iter().any(|loader| name.starts_with(loader)))
         };
@@ -183,7 +184,7 @@ impl<'a> Matcher<'a> {
             }
             None => return None,
         };
-        let is_once = || site.outstanding_count <= MAX_ONE_TIME_BLOCKS && !grows();
+        let is_once = || count <= MAX_ONE_TIME_BLOCKS && !grows();
         (rule.origin == RuleOrigin::User || is_once()).then_some(rule)
     }
 
@@ -242,7 +243,9 @@ pub(super) fn suppress(
     }
     sites.retain(|site| {
         let stack: Vec<_> = expand(&site.frames, frames, objects).collect();
-        let Some(rule) = matcher.hides(&stack, site, || grows(site)) else { return true };
+        let Some(rule) = matcher.hides(&stack, site.culprit, site.outstanding_count, || grows(site)) else {
+            return true;
+        };
         let index = hidden.iter().position(|sum| sum.rule == rule).unwrap_or(hidden.len());
         if index == hidden.len() {
             hidden.push(Suppressed { rule, sites: 0, outstanding_bytes: 0, outstanding_count: 0 });

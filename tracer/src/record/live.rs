@@ -8,7 +8,7 @@ use super::{
     RecordError,
     kernel_map::{self, MappedArray},
 };
-use crate::model::{Lifetime, LiveAge};
+use crate::model::{Lifetime, LiveAge, LiveSize};
 
 /// Bytes and blocks of one site.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,39 +19,56 @@ pub struct Amount {
     pub count: u64,
 }
 
-/// Sums live blocks by site and time of birth.
+impl Amount {
+    fn add(&mut self, block: &LiveBlock) {
+        self.bytes = self.bytes.saturating_add(block.size_bytes);
+        self.count += 1;
+    }
+}
+
+/// Sums live blocks by site and time of birth, and by site and size.
 #[derive(Clone, Debug)]
 pub struct Ages {
     start_ns: u64,
     buckets: BTreeMap<(u32, u64), Amount>,
+    /// At most 65 for each site.
+    sizes: BTreeMap<(u32, u8), Amount>,
 }
 
 impl Ages {
     /// Times of birth are counted from `start_ns` (`CLOCK_MONOTONIC`).
     pub fn new(start_ns: u64) -> Self {
-        Self { start_ns, buckets: BTreeMap::new() }
+        Self { start_ns, buckets: BTreeMap::new(), sizes: BTreeMap::new() }
     }
 
-    /// Adds one block.
-    pub fn add(&mut self, block: &LiveBlock) {
-        let born = block.born_ns.saturating_sub(self.start_ns);
+    /// Adds one mapping. It has no size that was asked for: it may have been cut and joined since.
+    pub fn add_mapping(&mut self, mapping: &LiveBlock) {
+        let born = mapping.born_ns.saturating_sub(self.start_ns);
         let bucket = born - born % LiveAge::RESOLUTION_NS;
-        let amount = self.buckets.entry((block.site, bucket)).or_default();
-        amount.bytes = amount.bytes.saturating_add(block.size_bytes);
-        amount.count += 1;
+        self.buckets.entry((mapping.site, bucket)).or_default().add(mapping);
     }
 
-    /// The sums, by site and birth.
-    pub fn into_rows(self) -> Vec<LiveAge> {
-        self.buckets
-            .into_iter()
-            .map(|((site, born_ns), amount)| LiveAge {
-                site,
-                born_ns,
-                count: amount.count,
-                bytes: amount.bytes,
-            })
-            .collect()
+    /// Adds one block of an allocator.
+    pub fn add(&mut self, block: &LiveBlock) {
+        self.add_mapping(block);
+        self.sizes.entry((block.site, LiveSize::bucket_of(block.size_bytes))).or_default().add(block);
+    }
+
+    /// The sums, by site and birth, and by site and size.
+    pub fn into_rows(self) -> (Vec<LiveAge>, Vec<LiveSize>) {
+        let age = |((site, born_ns), amount): ((u32, u64), Amount)| LiveAge {
+            site,
+            born_ns,
+            count: amount.count,
+            bytes: amount.bytes,
+        };
+        let size = |((site, bucket), amount): ((u32, u8), Amount)| LiveSize {
+            site,
+            bucket,
+            count: amount.count,
+            bytes: amount.bytes,
+        };
+        (self.buckets.into_iter().map(age).collect(), self.sizes.into_iter().map(size).collect())
     }
 }
 
@@ -127,9 +144,7 @@ impl Ends {
             }
             match end {
                 End::Exec => {
-                    let amount = ended.entry(block.site).or_default();
-                    amount.bytes = amount.bytes.saturating_add(block.size_bytes);
-                    amount.count += 1;
+                    ended.entry(block.site).or_default().add(&block);
                 }
                 End::Exit => ages.add(&block),
             }
@@ -174,6 +189,25 @@ mod tests {
         ages.add(&block(1, 100_001_000, 40));
         ages.add(&block(2, 500, 80)); // born before the start of the clock: rounds to it
         let row = |site, born_ns, count, bytes| LiveAge { site, born_ns, count, bytes };
-        assert_eq!(ages.into_rows(), [row(1, 0, 2, 30), row(1, 100_000_000, 1, 40), row(2, 0, 1, 80)]);
+        assert_eq!(ages.into_rows().0, [row(1, 0, 2, 30), row(1, 100_000_000, 1, 40), row(2, 0, 1, 80)]);
+    }
+
+    #[test]
+    fn blocks_are_summed_by_site_and_power_of_two() {
+        let mut ages = Ages::new(0);
+        let block = |site, size_bytes| LiveBlock { size_bytes, site, ..LiveBlock::default() };
+        for size_bytes in [0, 1, 2, 3, 4, 7, 8, u64::MAX] {
+            ages.add(&block(1, size_bytes));
+        }
+        ages.add(&block(2, 3));
+        ages.add_mapping(&block(3, 4096));
+        let row = |site, bucket, count, bytes| LiveSize { site, bucket, count, bytes };
+        let one = [row(1, 0, 1, 0), row(1, 1, 1, 1), row(1, 2, 2, 5), row(1, 3, 2, 11), row(1, 4, 1, 8)];
+        let rest = [row(1, 64, 1, u64::MAX), row(2, 2, 1, 3)];
+        assert_eq!(ages.into_rows().1, [&one[..], &rest].concat());
+        for bucket in 0..=LiveSize::LAST_BUCKET {
+            let (least, largest) = LiveSize::sizes(bucket);
+            assert_eq!((LiveSize::bucket_of(least), LiveSize::bucket_of(largest)), (bucket, bucket));
+        }
     }
 }

@@ -552,7 +552,9 @@ impl Session {
             member.mappings.add_ages(&mut self.ages);
         }
         let ages = std::mem::replace(&mut self.ages, Ages::new(0));
-        self.writer.add_live_ages(&ages.into_rows())?;
+        let (ages, sizes) = ages.into_rows();
+        self.writer.add_live_ages(&ages)?;
+        self.writer.add_live_sizes(&sizes)?;
         self.writer.add_lifetimes(&live::lifetimes(&self.programs.lifetimes, self.progress.sites))?;
         for object in self.store.take_new_objects() {
             self.writer.add_object(&object)?;

@@ -5,8 +5,10 @@ use serde_json::{Value, json};
 
 use super::escape::is_deceptive;
 use super::section::{group_name, state};
-use super::verdict;
-use crate::model::{EndReason, LedgerClass, Lens, MemoryClass, MemoryLimit, ProcessId, Runtime, Target};
+use super::{tree, verdict};
+use crate::model::{
+    EndReason, LedgerClass, Lens, LiveSize, MemoryClass, MemoryLimit, ProcessId, Runtime, Target,
+};
 use crate::profile::{
     AllocatorSummary, FigureSummary, Group, GroupKey, LedgerLine, LedgerSummary, ProcessSummary,
     ProcessVerdict, Profile, Rss, SetAside, Site, SiteFrame, SiteVerdict, Suppressed, Totals, advice,
@@ -17,7 +19,7 @@ pub const SCHEMA: &str = "offheap.report/1";
 
 /// The report. A field that was not measured is null.
 pub fn json(profile: &Profile) -> Value {
-    json!({
+    let mut report = json!({
         "schema": SCHEMA,
         "target": target(&profile.header.target),
         "lenses": profile.lenses.iter().map(|lens| lens.name()).collect::<Vec<_>>(),
@@ -60,7 +62,11 @@ pub fn json(profile: &Profile) -> Value {
         "suppressed": suppressed(profile),
         "sites": profile.sites.iter().map(|row| site(profile, row)).collect::<Vec<_>>(),
         "hints": profile.hints,
-    })
+    });
+    if let Some(view) = profile.filter.tree {
+        report["tree"] = tree::json(profile, view);
+    }
+    report
 }
 
 /// The report as text with a line end. What a terminal would act on is escaped as JSON can.
@@ -250,13 +256,27 @@ fn group(profile: &Profile, group: &Group) -> Value {
         }
         GroupKey::Executable(name) | GroupKey::Allocator(name) => (None, name.clone()),
         GroupKey::Class(class) => (None, class.name().to_owned()),
+        GroupKey::Function { name, .. } | GroupKey::Thread { name, .. } => (None, name.clone()),
+        GroupKey::Object(path) => (None, path.clone()),
+        GroupKey::NoSize => (None, format!("size not known: {}", profile.why_no_sizes().unwrap_or("?"))),
         key => (None, group_name(profile, key)),
     };
     let (has_mappings, has_pages) = (profile.has_lens(Lens::Mmap), profile.has_lens(Lens::Faults));
     let pid = process.and_then(|id| profile.process(id)).map(|row| row.process.target.tgid);
+    let sizes = match &group.key {
+        GroupKey::SizeClass(bucket) => Some(LiveSize::sizes(*bucket)),
+        _ => None,
+    };
     json!({
         "rank": group.rank,
         "name": name,
+        "object": match &group.key {
+            GroupKey::Function { object, .. } | GroupKey::Thread { object, .. } => object.as_ref(),
+            GroupKey::Object(path) => Some(path),
+            _ => None,
+        },
+        "least_size_bytes": sizes.map(|sizes| sizes.0),
+        "largest_size_bytes": sizes.map(|sizes| sizes.1),
         "process": process.map(|id| id.0),
         "pid": pid,
         "sites": group.unfreed.sites + group.mapped.sites + group.resident.sites,

@@ -12,9 +12,11 @@ mod json;
 mod memory;
 mod rss;
 mod section;
+pub(crate) mod stack_tree;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tree;
 pub(crate) mod verdict;
 
 pub use check::{CHECK_SCHEMA, check_json, check_text, github, junit};

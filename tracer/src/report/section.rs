@@ -2,9 +2,10 @@
 
 use super::escape;
 use super::grid::{Column, lines};
+use super::head::{line, wrapped};
 use super::human::{count, counted, middle, percent, size};
 use super::table::{Paint, growth};
-use crate::model::{Lens, MemoryClass};
+use crate::model::{Lens, LiveSize, MemoryClass};
 use crate::profile::{
     By, Group, GroupKey, Outstanding, ProcessSummary, Profile, SetAside, Totals, base_name,
 };
@@ -158,6 +159,10 @@ pub(super) fn groups(profile: &Profile, width: usize, paint: Paint) -> String {
         By::Executable => "by executable",
         By::Allocator => "by allocator",
         By::Class => "by class of memory",
+        By::Function => "by function that asked for it",
+        By::Object => "by file of the function that asked for it",
+        By::Thread => "by start routine of the thread (not by thread: many run the same routine)",
+        By::SizeClass => "by size of the blocks, as requested",
     };
     let rows: Vec<&Group> = profile.groups.iter().filter(|group| group.outstanding().1 > 0).collect();
     if rows.is_empty() {
@@ -181,10 +186,18 @@ pub(super) fn groups(profile: &Profile, width: usize, paint: Paint) -> String {
         columns.push(Column::number("resident", column(&|row| size(row.resident.outstanding_bytes))));
     }
     columns.push(Column::number("share", column(&|row| percent(row.outstanding().0, all))).dispensable(2));
-    columns.push(Column::word("growth", column(&|row| growth(row.growth_bytes_per_s))).dispensable(1));
+    // How large the blocks are is known at the end only.
+    if profile.filter.by != By::SizeClass {
+        columns.push(Column::word("growth", column(&|row| growth(row.growth_bytes_per_s))).dispensable(1));
+    }
     columns.push(Column::name("", GROUP_WIDTH, column(&|row| group_name(profile, &row.key))));
     let hidden = profile.groups_outstanding.saturating_sub(rows.len());
-    section(title, columns, more(hidden, "more group", "more groups"), width, paint)
+    let mut text = section(title, columns, more(hidden, "more group", "more groups"), width, paint);
+    if let Some(why) = profile.why_no_sizes() {
+        line(&mut text, &wrapped(&format!("size not known: {why}"), width, "  ", |part| paint.dim(part)));
+        text.push('\n');
+    }
+    text
 }
 
 /// What the sites of a group have in common, for people.
@@ -195,8 +208,29 @@ pub(super) fn group_name(profile: &Profile, key: &GroupKey) -> String {
         GroupKey::NoAllocator => "allocator not known".into(),
         GroupKey::Mapped => "mapped without an allocator".into(),
         GroupKey::Class(class) => class.phrase().into(),
+        GroupKey::Function { name, object } | GroupKey::Thread { name, object } => {
+            let file = object.as_deref().map(base_name);
+            // A function without a name has the file in its place.
+            let file = file.filter(|file| !name.starts_with(&format!("{file}+")));
+            let parts: Vec<&str> = [name.as_str()].into_iter().chain(file).collect();
+            escape(&parts.join("  ")).into_owned()
+        }
+        GroupKey::Object(path) => escape(path).into_owned(),
+        GroupKey::NoObject(kind) => format!("{kind} code, in no file"),
+        GroupKey::NoThread => "not known: the stack does not reach the start".into(),
+        GroupKey::SizeClass(bucket) => match LiveSize::sizes(*bucket) {
+            (least, largest) if least == largest => size(least),
+            // To the end of the class: the next power of two is not in it.
+            (least, largest) => format!("{} to {}", size(least), below(largest)),
+        },
+        GroupKey::NoSize => "size not known".into(),
         GroupKey::Lost => "not known: stack lost".into(),
     }
+}
+
+/// The largest size of a class: `127 B`, and `<2.0 KiB` where bytes are not shown.
+fn below(largest: u64) -> String {
+    if largest < 1024 { size(largest) } else { format!("<{}", size(largest.saturating_add(1))) }
 }
 
 /// Name and id of one process, or how many there are; safe to print.

@@ -3,7 +3,7 @@
 use super::block::{blocks, shared_frames};
 use super::head::{head, line, wrapped};
 use super::human::{counted, rate, size};
-use super::{escape, memory, section};
+use super::{escape, memory, section, tree};
 use crate::model::Lens;
 use crate::profile::{By, Profile, Site};
 
@@ -71,7 +71,10 @@ pub fn table(profile: &Profile, options: &TableOptions<'_>) -> String {
     text.push_str(&section::allocators(profile, width, paint));
     match profile.filter.by {
         _ if profile.lenses.is_empty() => {}
-        By::Site => sites(&mut text, profile, width, paint),
+        By::Site => match profile.filter.tree {
+            Some(view) => text.push_str(&tree::text(profile, view, width, paint)),
+            None => sites(&mut text, profile, width, paint),
+        },
         _ => groups(&mut text, profile, width, paint),
     }
     text.push_str(&section::set_aside(profile, width, paint));

@@ -8,11 +8,12 @@ use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use serde_json::Value;
 
+use super::table::Paint;
 use super::{TableOptions, json, json_text, table};
 use crate::capture::Capture;
 use crate::capture::fixture::{Recording, at, blocks, clean, leaky, resident, server, watched};
 use crate::model::{Lens, StackEnd};
-use crate::profile::{By, Filter, Profile, Sort};
+use crate::profile::{By, Direction, Filter, Profile, Sort, TreeView};
 
 const PLAIN: TableOptions<'static> = TableOptions { width: 100, color: false, file: Some("leak.offheap") };
 
@@ -87,6 +88,16 @@ fn golden_tables_of_several_processes() {
         .map(|by| text(80, Filter { by, ..Filter::default() }))
         .join("=====\n");
     assert_golden("report/golden/server-groups.txt", &grouped);
+    let leaky_by = |by| {
+        let filter = Filter { by, ..Filter::default() };
+        table(&Profile::new(leaky().capture(), filter).unwrap(), &TableOptions { width: 90, ..PLAIN })
+    };
+    let of_stacks = [By::Function, By::Object, By::Thread, By::SizeClass];
+    let grouped = of_stacks
+        .map(leaky_by)
+        .into_iter()
+        .chain(of_stacks.map(|by| text(80, Filter { by, ..Filter::default() })));
+    assert_golden("report/golden/stack-groups.txt", &grouped.collect::<Vec<_>>().join("=====\n"));
     let filters = [
         Filter { lens: Some(Lens::Mmap), tgid: Some(4250), ..Filter::default() },
         Filter { allocator: Some("JEmalloc".into()), merges_processes: true, ..Filter::default() },
@@ -95,6 +106,96 @@ fn golden_tables_of_several_processes() {
     ];
     let filtered = filters.map(|filter| text(80, filter)).join("=====\n");
     assert_golden("report/golden/server-filters.txt", &filtered);
+}
+
+#[test]
+fn golden_trees() {
+    let text = |recording: &Recording, width, direction, least_ppm| {
+        let filter = Filter { tree: Some(TreeView { direction, least_ppm }), ..Filter::default() };
+        let profile = Profile::new(recording.capture(), filter).unwrap();
+        assert_eq!(json(&profile)["tree"]["direction"], direction.name());
+        super::tree::text(&profile, profile.filter.tree.unwrap(), width, Paint::new(false))
+    };
+    let trees = [
+        text(&leaky(), 100, Direction::TopDown, 10_000),
+        text(&leaky(), 80, Direction::BottomUp, 10_000),
+        text(&crowded(), 100, Direction::TopDown, 0),
+        text(&crowded(), 60, Direction::BottomUp, 200_000),
+        text(&server(), 100, Direction::TopDown, 50_000),
+        text(&server(), 100, Direction::BottomUp, 5_000),
+        text(&clean(), 100, Direction::TopDown, 0),
+    ];
+    assert_golden("report/golden/trees.txt", &trees.join("=====\n"));
+}
+
+/// At every frame, what is below it, with what is left out, is what it has; in JSON and for any least share.
+#[test]
+fn trees_add_up() {
+    for recording in [leaky(), crowded(), server(), resident(), clean()] {
+        for direction in [Direction::TopDown, Direction::BottomUp] {
+            for least_ppm in [0, 10_000, 300_000, 1_000_000] {
+                let filter = Filter { tree: Some(TreeView { direction, least_ppm }), ..Filter::default() };
+                let profile = Profile::new(recording.capture(), filter).unwrap();
+                let tree = &json(&profile)["tree"];
+                let amount = |row: &Value| ["bytes", "count"].map(|field| row[field].as_u64().unwrap());
+                assert_eq!(
+                    tree["bytes"],
+                    profile.drawable_sites().map(|site| site.outstanding_bytes).sum::<u64>()
+                );
+                let rows = tree["rows"].as_array().unwrap();
+                let below = |from: usize, depth: u64| {
+                    let below =
+                        rows[from..].iter().take_while(move |row| row["depth"].as_u64().unwrap() >= depth);
+                    let level = below.filter(|row| row["depth"] == depth).map(amount);
+                    level.fold([0, 0], |sum, row| [sum[0] + row[0], sum[1] + row[1]])
+                };
+                if amount(tree)[1] > 0 {
+                    assert_eq!(below(0, 0), amount(tree));
+                }
+                for (index, row) in rows.iter().enumerate() {
+                    let depth = row["depth"].as_u64().unwrap() + 1;
+                    let sum = below(index + 1, depth);
+                    assert!(sum == [0, 0] || sum == amount(row), "{row}");
+                    let least_bytes = amount(tree)[0] * u64::from(least_ppm) / 1_000_000;
+                    assert!(row["kind"] == "left-out" || amount(row)[0] >= least_bytes, "{row}");
+                }
+            }
+        }
+    }
+}
+
+/// A stack of any depth and names of any length are drawn within the width.
+#[test]
+fn trees_keep_to_the_width() {
+    let mut recording = Recording::new();
+    let object = recording.object("/srv/app", Some("ee55"));
+    let mut frames = Vec::new();
+    for depth in 0..200u32 {
+        let name = format!(
+            "\u{1b}[31mDeep<{}>::{}{depth}()",
+            "std::pair<int, long>, ".repeat(depth as usize),
+            "x".repeat(90)
+        );
+        frames.push(recording.frame(object, u64::from(depth), at(&name, "x.cc", 1)));
+        // Each has a fork, so that nothing can be folded.
+        let own = recording.frame(object, 10_000 + u64::from(depth), at(&format!("own_{depth}"), "x.cc", 1));
+        let stack: Vec<_> = [own].into_iter().chain(frames.iter().rev().copied()).collect();
+        recording.stack(depth + 1, StackEnd::ThreadStart, &stack);
+    }
+    let samples: Vec<_> = (1..=200).map(|site| (site, blocks(u64::from(site), 3, 0))).collect();
+    recording.tick(1, &samples, 1 << 20);
+    for direction in [Direction::TopDown, Direction::BottomUp] {
+        for width in [60, 100, 200] {
+            let filter = Filter { tree: Some(TreeView { direction, least_ppm: 0 }), ..Filter::default() };
+            let profile = Profile::new(recording.capture(), filter).unwrap();
+            let text = table(&profile, &TableOptions { width, color: false, file: None });
+            assert!(text.lines().count() > 200);
+            for line in text.lines() {
+                assert!(line.chars().count() <= width, "{width}: {line}");
+                assert!(!line.contains(super::escape::is_deceptive), "{line:?}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -158,6 +259,11 @@ fn reports_match_their_schema() {
     {
         let report = json(&profile(&recording));
         check(&report).unwrap();
+        for by in By::ALL {
+            let view = TreeView { direction: Direction::BottomUp, least_ppm: 10_000 };
+            let filter = Filter { by, tree: (by == By::Site).then_some(view), ..Filter::default() };
+            check(&json(&Profile::new(recording.capture(), filter).unwrap())).unwrap();
+        }
         let mut spoiled = report.clone();
         spoiled["schema"] = "offheap.report/2".into();
         assert!(check(&spoiled).is_err());

@@ -1,6 +1,6 @@
 //! Several processes, several allocators, two lenses.
 
-use super::super::{By, Filter, Group, GroupKey, Outstanding, Profile, ProfileError, Sort};
+use super::super::{By, Filter, Group, GroupKey, Outstanding, Profile, ProfileError, Sort, Totals};
 use super::profile;
 use crate::capture::LENS_SETTING;
 use crate::capture::fixture::{MIB, Recording, blocks, leaky, server};
@@ -194,6 +194,31 @@ fn groups_sum_up_to_the_totals() {
         lost.iter().map(|group| &group.key).collect::<Vec<_>>(),
         [&GroupKey::Process(ProcessId(0)), &GroupKey::Lost]
     );
+    let of_leaky = |by| profile(&leaky(), Filter { by, ..Filter::default() }).groups;
+    for by in By::ALL.into_iter().filter(|by| *by != By::Site) {
+        let sum = |get: fn(&Totals) -> u64| of_leaky(by).iter().map(|group| get(&group.unfreed)).sum::<u64>();
+        let whole = profile(&leaky(), Filter::default()).totals;
+        assert_eq!(sum(|totals| totals.outstanding_bytes), whole.outstanding_bytes, "{}", by.name());
+        assert_eq!(sum(|totals| totals.outstanding_count), whole.outstanding_count, "{}", by.name());
+    }
+    let sizes = of_leaky(By::SizeClass);
+    let of_4096 = sizes.iter().find(|group| group.key == GroupKey::SizeClass(13)).unwrap();
+    assert_eq!(
+        (of_4096.unfreed.outstanding_bytes, of_4096.unfreed.outstanding_count, of_4096.unfreed.sites),
+        (2624 * 4096, 2624, 1)
+    );
+    assert_eq!(of_4096.growth_bytes_per_s, None, "known at the end only");
+    let mut old = leaky();
+    old.live_sizes.clear();
+    let by_size = Filter { by: By::SizeClass, ..Filter::default() };
+    let unknown = profile(&old, by_size.clone());
+    assert_eq!(unknown.groups.iter().map(|group| &group.key).collect::<Vec<_>>(), [&GroupKey::NoSize]);
+    assert_eq!(unknown.why_no_sizes(), Some("the capture was written before sizes were kept"));
+    let early = leaky().capture().at(5_000_000_000).unwrap();
+    let early = Profile::new(early, by_size.clone()).unwrap();
+    assert!(early.why_no_sizes().unwrap().contains("an earlier moment"));
+    let by_age = Filter { min_age_ns: Some(1), ..by_size };
+    assert_eq!(Profile::new(leaky().capture(), by_age).unwrap_err(), ProfileError::NoSizesByAge);
     let nameless = profile(&leaky(), Filter { by: By::Allocator, ..Filter::default() }).groups;
     assert_eq!(nameless[0].key, GroupKey::NoAllocator);
 }

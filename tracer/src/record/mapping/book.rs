@@ -184,7 +184,7 @@ impl MappingBook {
 
     /// Adds what is outstanding, by birth.
     pub fn add_ages(&self, ages: &mut Ages) {
-        self.ledger.blocks().for_each(|block| ages.add(&block));
+        self.ledger.blocks().for_each(|block| ages.add_mapping(&block));
     }
 
     /// What the book could not do.
