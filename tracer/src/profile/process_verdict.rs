@@ -14,6 +14,9 @@ const MIN_CAUSE_PART: f64 = 0.05;
 /// A class of the ledger that is a smaller part of the growth of RSS needs a verdict of its own.
 const MIN_PART_OF_GROWTH: f64 = 0.2;
 
+/// The same where it was looked at twice only.
+const MIN_PART_OF_TWO_LOOKS: f64 = 0.5;
+
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProcessKind {
@@ -123,7 +126,7 @@ impl ProcessVerdict {
     /// The part of the growth of RSS that the causes explain; `None` where RSS does not grow.
     pub fn explained_part(&self) -> Option<f64> {
         let slope = self.growth_bytes_per_s()?;
-        Some(self.causes.iter().map(|cause| cause.growth_bytes_per_s).sum::<f64>() / slope)
+        Some(self.causes.iter().fold(0.0, |sum, cause| sum + cause.growth_bytes_per_s) / slope)
     }
 
     /// Growth of RSS in bytes per second, where it grows without bound.
@@ -262,14 +265,20 @@ fn growth_of(observed: &Observed, class: LedgerClass, kind: ProcessKind, growth:
 }
 
 /// The slope of a class that was looked at too rarely for a verdict of its own, where RSS grows for good and the class is a
-/// part of that: it rose from look to look, and its slope is that from the first look to the last.
+/// part of that: it rose from look to look, and its slope is that from the first look to the last. Two looks, of which nothing
+/// of the kind can be said, must hold more of it.
 fn part_of(points: &[(f64, f64)], growth: f64) -> Option<f64> {
     let (first, last) = (points.first()?, points.last()?);
-    let slope = theil_sen(points).filter(|slope| growth > 0.0 && *slope >= growth * MIN_PART_OF_GROWTH)?;
     let whole = (last.1 - first.1) / (last.0 - first.0);
+    if growth <= 0.0 || !whole.is_finite() || points.len() >= Floors::RSS.samples {
+        return None;
+    }
+    let Some(slope) = theil_sen(points) else {
+        return Some(whole).filter(|slope| *slope >= growth * MIN_PART_OF_TWO_LOOKS);
+    };
     let falls = points.windows(2).filter(|pair| matches!(pair, [a, b] if b.1 < a.1)).count();
     let is_steady = (0.5..=2.0).contains(&(whole / slope)) && falls * 4 <= points.len();
-    (points.len() < Floors::RSS.samples && is_steady).then_some(slope)
+    (slope >= growth * MIN_PART_OF_GROWTH && is_steady).then_some(slope)
 }
 
 /// Where the ledger books pages of a class of sites.
@@ -394,7 +403,8 @@ mod tests {
         assert_eq!(kind(&[30.0, 36.0, 42.0, 48.0, 54.0]), ProcessKind::ManagedHeapGrowth);
         assert_eq!(kind(&[30.0, 60.0, 20.0, 61.0, 31.0]), ProcessKind::Undetermined, "a sawtooth");
         assert_eq!(kind(&[30.0, 30.0, 30.0, 30.0, 60.0]), ProcessKind::Undetermined, "a step");
-        assert_eq!(kind(&[30.0, 60.0]), ProcessKind::Undetermined);
+        assert_eq!(kind(&[30.0, 32.0]), ProcessKind::Undetermined, "a third of the growth");
+        assert_eq!(kind(&[30.0, 36.0]), ProcessKind::ManagedHeapGrowth);
         let level =
             Observed { classes: vec![(LedgerClass::ManagedHeap, rare(&[1.0, 2.0, 3.0]))], ..observed(0.0) };
         assert_eq!(judge_process(&level).kind, ProcessKind::NoGrowth);

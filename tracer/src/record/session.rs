@@ -110,7 +110,7 @@ impl Session {
             members.push(member);
         }
         let new_tasks = new_tasks();
-        let probe_kind = probe_kind::choose(options.probe_choice(), options.follow)?;
+        let probe_kind = probe_kind::choose(options.probe_choice(), options.follow && new_tasks.is_ok())?;
         let load = LoadOptions {
             limits: options.limits_of_lenses(),
             tables: store.sizes(),
