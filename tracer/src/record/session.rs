@@ -229,6 +229,8 @@ impl Session {
                 () = tokio::time::sleep(pause), if is_dirty => self.refresh()?,
                 _ = tick.tick() => {
                     self.join_scope()?;
+                    // Whether or not there was a wake-up: none comes from a ring that is full.
+                    self.drain_watches();
                     self.sample(self.started.elapsed(), false)?;
                     show(&self.progress);
                 }
