@@ -138,7 +138,10 @@ impl Session {
             added = member.links.place(&mut self.programs, Purpose::Trace, tgid, &probes)?;
             let runtime = member.program().target.runtime.as_ref();
             let is_go = runtime.is_some_and(|runtime| runtime.name == "go");
-            member.absence = member.links.is_empty().then(|| self.discoverer.absence(is_go));
+            // Of a process that was about to exit nothing was found, and nothing can be said.
+            let is_there = || crate::attach::maps::read(tgid.get()).is_ok_and(|entries| !entries.is_empty());
+            let is_absent = member.links.is_empty() && is_there();
+            member.absence = is_absent.then(|| self.discoverer.absence(is_go));
         }
         if changed && is_published {
             log::info!("followed the code of process {tgid}");

@@ -38,7 +38,7 @@ const GUEST_TESTS: &[&str] = &[
 ];
 /// The one test for kernels that offheap refuses.
 const REFUSAL_TEST: &[&str] = &["--ignored", "--exact", "old_kernel::old_kernel_is_refused"];
-const TIMEOUT_S: u64 = 900;
+const TIMEOUT_S: u64 = 1500;
 const GUEST_TARGETS: &str = "/targets";
 const GUEST_OFFHEAP: &str = "/bin/offheap";
 
