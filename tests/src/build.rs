@@ -84,6 +84,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
         "versions_rebuilt",
     ),
     ("spin_pairs", Recipe::C, "spin_pairs"),
+    ("spin_grid", Recipe::C, "spin_grid"),
     ("spin_pages", Recipe::C, "spin_pages"),
     ("exceptions", Recipe::Cpp, "exceptions"),
     ("server_stripped", Recipe::CppStripped, "server_stripped"),

@@ -23,7 +23,7 @@ use crate::{
     map::{CALLS, EVENTS, FAULT_STATE, FAULTS, PROCESSES, SETTINGS},
     scratch,
     syscall::{self, Caller},
-    task::{self, Registers},
+    task::{self, Registers, system_call},
     walk::Start,
 };
 
@@ -190,10 +190,28 @@ fn send(mut event: MappingEvent) {
     }
 }
 
-/// `mremap` returns: the page tables have moved, and no page faults at its new place.
+/// A system call returns that moves pages, or makes them resident without a fault. One program for all of them, as in
+/// `syscall::mapping_exit`.
 #[inline(always)]
-pub fn mremap_exit(_ctx: &TracePointContext) {
+pub fn range_exit(ctx: &TracePointContext) {
     let Some(caller) = Caller::current() else { return };
+    let populated = match caller.regs.system_call() {
+        system_call::MREMAP => return moved(&caller),
+        system_call::MMAP => mapped(&caller),
+        system_call::MADVISE => advised(&caller),
+        _ => None,
+    };
+    let Some((address, length)) = populated else { return };
+    let mut event = caller.event(OPERATION_MAP);
+    event.address = address;
+    event.length = length;
+    event.site = locate(ctx, (caller.pid_tgid, caller.tgid), caller.regs.start(), length);
+    send(event);
+}
+
+/// After `mremap` the page tables have moved, and no page faults at its new place.
+#[inline(always)]
+fn moved(caller: &Caller) {
     let [old_address, old_length, length, _] = caller.regs.system_call_arguments();
     let address = caller.regs.result();
     if syscall::is_error(address) || address == old_address {
@@ -207,21 +225,26 @@ pub fn mremap_exit(_ctx: &TracePointContext) {
     send(event);
 }
 
-/// `mmap` returns: with some flags, all of it is resident now.
+/// After `mmap` with some flags, all of it is resident now.
 #[inline(always)]
-pub fn mmap_exit(ctx: &TracePointContext) {
-    let Some(caller) = Caller::current() else { return };
+fn mapped(caller: &Caller) -> Option<(u64, u64)> {
     let [_, length, _, flags] = caller.regs.system_call_arguments();
     let address = caller.regs.result();
     if syscall::is_error(address) {
-        return;
+        return None;
     }
     if flags & MAP_FIXED != 0 {
-        gone(&caller, address, length);
+        gone(caller, address, length);
     }
-    if flags & (MAP_LOCKED | MAP_POPULATE) != 0 {
-        populated(ctx, &caller, address, length);
-    }
+    (flags & (MAP_LOCKED | MAP_POPULATE) != 0).then_some((address, length))
+}
+
+/// The same after `madvise` with some advice.
+#[inline(always)]
+fn advised(caller: &Caller) -> Option<(u64, u64)> {
+    let [address, length, advice, _] = caller.regs.system_call_arguments();
+    let is_populating = advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE;
+    (is_populating && caller.regs.result() == 0).then_some((address, length))
 }
 
 /// `munmap` is entered. What has gone is seen by a look, too; but not if something else is made resident there before,
@@ -248,24 +271,5 @@ fn gone(caller: &Caller, address: u64, length: u64) {
     let mut event = caller.event(OPERATION_UNMAP);
     event.address = address;
     event.length = length;
-    send(event);
-}
-
-/// `madvise` returns: with some advice, all of it is resident now.
-#[inline(always)]
-pub fn madvise_exit(ctx: &TracePointContext) {
-    let Some(caller) = Caller::current() else { return };
-    let [address, length, advice, _] = caller.regs.system_call_arguments();
-    if (advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE) && caller.regs.result() == 0 {
-        populated(ctx, &caller, address, length);
-    }
-}
-
-#[inline(always)]
-fn populated(ctx: &TracePointContext, caller: &Caller, address: u64, length: u64) {
-    let mut event = caller.event(OPERATION_MAP);
-    event.address = address;
-    event.length = length;
-    event.site = locate(ctx, (caller.pid_tgid, caller.tgid), caller.regs.start(), length);
     send(event);
 }

@@ -119,28 +119,18 @@ macro_rules! system_calls {
 }
 
 system_calls! {
-    /// A mapping was made.
-    sys_exit_mmap = syscall::mmap_exit;
+    /// A mapping was made, has moved (or not), or the break has moved.
+    mapping_exit = syscall::mapping_exit;
     /// A range is about to go.
     sys_enter_munmap = syscall::munmap_enter;
     /// It is still there if that failed.
     sys_exit_munmap = syscall::munmap_exit;
     /// A range is about to move.
     sys_enter_mremap = syscall::mremap_enter;
-    /// It has moved, or not.
-    sys_exit_mremap = syscall::mremap_exit;
-    /// The break has moved.
-    sys_exit_brk = syscall::brk_exit;
-    /// A segment was attached.
-    sys_exit_shmat = syscall::shmat_exit;
     /// A segment is about to go.
     sys_enter_shmdt = syscall::shmdt_enter;
-    /// Resident pages have moved.
-    fault_exit_mremap = fault::mremap_exit;
-    /// Pages are resident without a fault.
-    fault_exit_mmap = fault::mmap_exit;
-    /// The same.
-    fault_exit_madvise = fault::madvise_exit;
+    /// Resident pages have moved, or pages are resident without a fault.
+    fault_range_exit = fault::range_exit;
     /// Pages are about to go.
     fault_enter_munmap = fault::munmap_enter;
     /// The same.

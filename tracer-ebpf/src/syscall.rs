@@ -23,7 +23,7 @@ use crate::{
     book,
     intern::{self, Origin},
     map::{CALLS, EVENTS, PROCESSES},
-    task::{self, Registers},
+    task::{self, Registers, system_call},
 };
 
 /// A system call returns `-errno`, and no errno is above this (`MAX_ERRNO` in include/linux/err.h).
@@ -141,25 +141,6 @@ pub fn is_error(result: u64) -> bool {
     result >= MAX_ERRNO.wrapping_neg()
 }
 
-/// `mmap` returns.
-#[inline(always)]
-pub fn mmap_exit(ctx: &TracePointContext) {
-    let Some(caller) = Caller::current() else { return };
-    let address = caller.regs.result();
-    if is_error(address) {
-        return;
-    }
-    let [_, length, protection, flags] = caller.regs.system_call_arguments();
-    let mut event = caller.event(OPERATION_MAP);
-    event.address = address;
-    event.length = length;
-    event.protection = protection as u32;
-    event.flags = flags as u32;
-    let origin = MappingOrigin::of_mmap(event.protection, event.flags);
-    caller.locate(ctx, &mut event, origin, length);
-    send(&event);
-}
-
 /// What the kernel refuses before it does anything.
 #[inline(always)]
 fn is_unmap_refused(address: u64, length: u64) -> bool {
@@ -210,59 +191,101 @@ pub fn mremap_enter(_ctx: &TracePointContext) {
     send(&event);
 }
 
-/// `mremap` returns.
+/// What a system call that maps has come to.
+enum Outcome {
+    /// Nothing.
+    Nothing,
+    /// Memory, but none that belongs to this stack.
+    Moved,
+    /// So many bytes that do.
+    Added(MappingOrigin, u64),
+}
+
+/// A system call that maps returns. One program for all of them: the walk of a stack is what the verifier takes long
+/// for, and a program that has it is verified with it.
 #[inline(always)]
-pub fn mremap_exit(ctx: &TracePointContext) {
+pub fn mapping_exit(ctx: &TracePointContext) {
     let Some(caller) = Caller::current() else { return };
+    let number = caller.regs.system_call();
+    let mut event = caller.event(OPERATION_MAP);
+    let outcome = match number {
+        system_call::MMAP => mapped(&caller, &mut event),
+        system_call::MREMAP => remapped(&caller, &mut event),
+        system_call::BRK => break_moved(&caller, &mut event),
+        system_call::SHMAT => segment_attached(&caller, &mut event),
+        _ => Outcome::Nothing,
+    };
+    match outcome {
+        Outcome::Nothing => return,
+        Outcome::Moved => {}
+        Outcome::Added(origin, bytes) => caller.locate(ctx, &mut event, origin, bytes),
+    }
+    // The length of a segment has to be read from /proc while it is attached, so the reader is woken.
+    let idle = if number == system_call::SHMAT { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    send_with(&event, wakeup(idle));
+}
+
+#[inline(always)]
+fn mapped(caller: &Caller, event: &mut MappingEvent) -> Outcome {
+    let address = caller.regs.result();
+    if is_error(address) {
+        return Outcome::Nothing;
+    }
+    let [_, length, protection, flags] = caller.regs.system_call_arguments();
+    event.address = address;
+    event.length = length;
+    event.protection = protection as u32;
+    event.flags = flags as u32;
+    Outcome::Added(MappingOrigin::of_mmap(event.protection, event.flags), length)
+}
+
+#[inline(always)]
+fn remapped(caller: &Caller, event: &mut MappingEvent) -> Outcome {
     let [old_address, old_length, length, flags] = caller.regs.system_call_arguments();
     if is_unmap_refused(old_address, length) {
-        return;
+        return Outcome::Nothing;
     }
     let address = caller.regs.result();
-    let mut event = caller.event(OPERATION_REMAP_FAILED);
+    event.operation = OPERATION_REMAP_FAILED;
     event.old_address = old_address;
     event.old_length = old_length;
     event.length = length;
     event.flags = flags as u32;
-    if !is_error(address) {
-        event.operation = OPERATION_REMAP;
-        event.address = address;
-        // Only what is added belongs to this stack.
-        if length > old_length || event.flags & MREMAP_DONTUNMAP != 0 {
-            let added = if length > old_length { length - old_length } else { old_length };
-            caller.locate(ctx, &mut event, MappingOrigin::new(MappingKind::Remapped), added);
-        }
+    if is_error(address) {
+        return Outcome::Moved;
     }
-    send(&event);
+    event.operation = OPERATION_REMAP;
+    event.address = address;
+    // Only what is added belongs to this stack.
+    if length <= old_length && event.flags & MREMAP_DONTUNMAP == 0 {
+        return Outcome::Moved;
+    }
+    let added = if length > old_length { length - old_length } else { old_length };
+    Outcome::Added(MappingOrigin::new(MappingKind::Remapped), added)
 }
 
 /// `brk` returns the break as it is now: what was asked for, if it did that.
 #[inline(always)]
-pub fn brk_exit(ctx: &TracePointContext) {
-    let Some(caller) = Caller::current() else { return };
+fn break_moved(caller: &Caller, event: &mut MappingEvent) -> Outcome {
     let [asked, ..] = caller.regs.system_call_arguments();
     let address = caller.regs.result();
     if asked == 0 || address != asked {
-        return;
+        return Outcome::Nothing;
     }
-    let mut event = caller.event(OPERATION_BREAK);
+    event.operation = OPERATION_BREAK;
     event.address = address;
-    caller.locate(ctx, &mut event, MappingOrigin::new(MappingKind::Break), 0);
-    send(&event);
+    Outcome::Added(MappingOrigin::new(MappingKind::Break), 0)
 }
 
-/// `shmat` returns. The length has to be read from /proc while the segment is attached, so the reader is woken.
 #[inline(always)]
-pub fn shmat_exit(ctx: &TracePointContext) {
-    let Some(caller) = Caller::current() else { return };
+fn segment_attached(caller: &Caller, event: &mut MappingEvent) -> Outcome {
     let address = caller.regs.result();
     if is_error(address) {
-        return;
+        return Outcome::Nothing;
     }
-    let mut event = caller.event(OPERATION_SHM_ATTACH);
+    event.operation = OPERATION_SHM_ATTACH;
     event.address = address;
-    caller.locate(ctx, &mut event, MappingOrigin::new(MappingKind::SharedSegment), 0);
-    send_with(&event, u64::from(BPF_RB_FORCE_WAKEUP));
+    Outcome::Added(MappingOrigin::new(MappingKind::SharedSegment), 0)
 }
 
 /// `shmdt` is entered.

@@ -35,6 +35,20 @@ pub fn memory_owner(pid_tgid: u64) -> u32 {
     OWNERS.get_ptr(tgid).map_or(tgid, |owner| unsafe { *owner })
 }
 
+/// Numbers of system calls, arch/x86/entry/syscalls/syscall_64.tbl.
+pub mod system_call {
+    /// `mmap`.
+    pub const MMAP: u64 = 9;
+    /// `brk`.
+    pub const BRK: u64 = 12;
+    /// `mremap`.
+    pub const MREMAP: u64 = 25;
+    /// `madvise`.
+    pub const MADVISE: u64 = 28;
+    /// `shmat`.
+    pub const SHMAT: u64 = 30;
+}
+
 /// User registers at a probe.
 #[derive(Clone, Copy)]
 pub struct Registers(*const pt_regs);
@@ -115,6 +129,14 @@ impl Registers {
                 ptr::read_volatile(&raw const (*self.0).r10) as u64,
             ]
         }
+    }
+
+    /// The number of the system call that the thread is in, as the tracepoints tell it (`syscall_get_nr` in
+    /// arch/x86/include/asm/syscall.h).
+    #[inline(always)]
+    pub fn system_call(self) -> u64 {
+        // SAFETY: as above.
+        unsafe { (*self.0).orig_rax as u64 }
     }
 
     /// All registers in DWARF order (rax rdx rcx rbx rsi rdi rbp rsp r8-r15 ra).

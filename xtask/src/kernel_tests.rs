@@ -12,7 +12,7 @@ use crate::command::{as_root, cargo, output, run, search_path};
 
 /// Builds the test program and gives its path.
 pub fn build() -> Result<PathBuf> {
-    let arguments = ["test", "--release", "--package", "tracer-tests", "--test", "kernel", "--no-run"];
+    let arguments = ["test", "--release", "--workspace", "--test", "kernel", "--no-run"];
     let messages = output(cargo().args(arguments).arg("--message-format=json-render-diagnostics"))?;
     messages
         .lines()

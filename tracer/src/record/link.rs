@@ -120,6 +120,7 @@ impl Links {
         }
         let before = self.len();
         for ((role, _), group) in groups {
+            programs.load_probe(role.program(purpose))?;
             if programs.multi.is_some() {
                 self.holds.push((role, place_group(programs, purpose, tgid, role, &group)?));
             } else {

@@ -120,6 +120,13 @@ impl Purpose {
         names.dedup();
         names
     }
+
+    /// Those that every target needs. The one for exits has a stack walk, which the verifier takes long for, and most
+    /// targets have no function that needs it.
+    fn programs_for_all(self) -> [&'static str; 3] {
+        let [enter, leave, _, release] = self.programs();
+        [enter, leave, release]
+    }
 }
 
 /// The loaded object.
@@ -170,13 +177,8 @@ impl Programs {
     pub fn load(options: &LoadOptions, purpose: Purpose) -> Result<Self, RecordError> {
         let mut bpf = load_object(options)?;
         let multi = match options.probe_kind {
-            ProbeKind::Multi(_) => Some(MultiPrograms::load(OBJECT, &bpf, &purpose.programs())?),
-            ProbeKind::Perf => {
-                for name in purpose.distinct_programs() {
-                    uprobe(&mut bpf, name)?.load().map_err(|source| refused(name, source))?;
-                }
-                None
-            }
+            ProbeKind::Multi(_) => Some(MultiPrograms::read(OBJECT, &bpf)?),
+            ProbeKind::Perf => None,
         };
         if purpose == Purpose::Trace {
             for (name, tracepoint) in
@@ -200,7 +202,7 @@ impl Programs {
         };
         let logger = options.bpf_log.map(|_| EbpfLogger::init(&mut bpf)).transpose();
         let logger = logger.map_err(|_| RecordError::Object { name: "AYA_LOGS" })?;
-        Ok(Self {
+        let mut programs = Self {
             new_task: None,
             logger,
             sites: MappedArray::map(&counters, "SITES", options.limits.max_sites)?,
@@ -219,7 +221,24 @@ impl Programs {
             escapes: typed(&mut bpf, "ESCAPES")?,
             bpf,
             multi,
-        })
+        };
+        purpose.programs_for_all().into_iter().try_for_each(|name| programs.load_probe(name))?;
+        Ok(programs)
+    }
+
+    /// Loads a program for probes, unless that was done.
+    ///
+    /// # Errors
+    /// [`RecordError::Program`], [`RecordError::Object`].
+    pub fn load_probe(&mut self, name: &'static str) -> Result<(), RecordError> {
+        if let Some(multi) = &mut self.multi {
+            return multi.load(name);
+        }
+        let program = uprobe(&mut self.bpf, name)?;
+        if program.fd().is_ok() {
+            return Ok(());
+        }
+        program.load().map_err(|source| refused(name, source))
     }
 
     /// Attaches the program that follows new processes.
@@ -295,14 +314,15 @@ impl Programs {
     /// [`RecordError::System`].
     pub fn skipped_runs(&self, purpose: Purpose) -> Result<u64, RecordError> {
         purpose.distinct_programs().into_iter().try_fold(0u64, |sum, name| {
+            // What was not needed is not loaded.
             let skipped = match &self.multi {
-                Some(programs) => skipped_runs(programs.get(name).ok_or(RecordError::Object { name })?)?,
+                Some(programs) => programs.get(name).map(skipped_runs),
                 None => {
                     let program = self.bpf.program(name).ok_or(RecordError::Object { name })?;
-                    skipped_runs(program.fd().map_err(|source| refused(name, source))?.as_fd())?
+                    program.fd().ok().map(|fd| skipped_runs(fd.as_fd()))
                 }
             };
-            Ok(sum.saturating_add(skipped))
+            Ok(sum.saturating_add(skipped.transpose()?.unwrap_or(0)))
         })
     }
 

@@ -15,15 +15,23 @@ use aya_obj::{Object, VerifierLog};
 use super::RecordError;
 use crate::attach::uprobe_multi::{self, Code};
 
-/// The programs by name. Their types stay with them in the kernel.
-pub struct MultiPrograms(HashMap<&'static str, OwnedFd>);
+/// The programs.
+pub struct MultiPrograms {
+    /// With its maps and calls filled in.
+    object: Object,
+    /// The types of the object. Where the kernel takes none, global functions are verified as static ones, which these
+    /// programs are too large for.
+    types: Option<OwnedFd>,
+    /// Those that are loaded, by name.
+    loaded: HashMap<&'static str, OwnedFd>,
+}
 
 impl MultiPrograms {
-    /// Loads `names` of the object. `bpf` still has all its maps.
+    /// Makes the object ready for loading. `bpf` still has all its maps.
     ///
     /// # Errors
-    /// [`RecordError::Load`], [`RecordError::Program`], [`RecordError::Object`].
-    pub fn load(object: &[u8], bpf: &Ebpf, names: &[&'static str]) -> Result<Self, RecordError> {
+    /// [`RecordError::Load`], [`RecordError::Program`].
+    pub fn read(object: &[u8], bpf: &Ebpf) -> Result<Self, RecordError> {
         let failed = |source: EbpfError| RecordError::Load { permission: false, source };
         let mut object = Object::parse(object).map_err(|error| failed(error.into()))?;
         let features = aya::features();
@@ -33,7 +41,6 @@ impl MultiPrograms {
             }
             None => None,
         };
-        // Without it global functions are verified as static ones, which these programs are too large for.
         let types = btf.map(|btf| uprobe_multi::load_btf(&btf.to_bytes())).transpose();
         let types = types.map_err(|source| refused("BTF", source, String::new()))?;
         let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
@@ -42,23 +49,28 @@ impl MultiPrograms {
         object.relocate_maps(known, &text).map_err(|error| failed(error.into()))?;
         object.relocate_calls(&text).map_err(|error| failed(error.into()))?;
         object.sanitize_functions(features);
-        let mut programs = HashMap::new();
-        for name in names.iter().copied() {
-            if !programs.contains_key(name) {
-                programs.insert(name, load_one(&object, name, types.as_ref().map(AsFd::as_fd))?);
-            }
+        Ok(Self { object, types, loaded: HashMap::new() })
+    }
+
+    /// Loads a program, unless that was done.
+    ///
+    /// # Errors
+    /// [`RecordError::Program`], [`RecordError::Object`].
+    pub fn load(&mut self, name: &'static str) -> Result<(), RecordError> {
+        if !self.loaded.contains_key(name) {
+            self.loaded.insert(name, load_one(&self.object, name, self.types.as_ref().map(AsFd::as_fd))?);
         }
-        Ok(Self(programs))
+        Ok(())
     }
 
-    /// A program.
+    /// A program, if it is loaded.
     pub fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        self.0.get(name).map(AsFd::as_fd)
+        self.loaded.get(name).map(AsFd::as_fd)
     }
 
-    /// All of them.
+    /// All that are loaded.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
-        self.0.iter().map(|(name, program)| (*name, program.as_fd()))
+        self.loaded.iter().map(|(name, program)| (*name, program.as_fd()))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::command::{find_program, lines};
 
 /// Batches measured per attach; one more before them warms up.
 const BATCHES: usize = 3;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What is attached while the target is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -30,12 +30,26 @@ pub enum Case {
     Heaptrack,
 }
 
+/// What is measured.
+pub struct Subject<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Options for offheap.
+    pub options: Vec<String>,
+    /// Pairs of one batch, untraced and traced; `None`: as many as take a quarter of a second in the simplest case.
+    pub batch_pairs: Option<(u64, u64)>,
+}
+
 /// Programs that are measured.
 pub struct Programs {
     /// The release build.
     pub offheap: PathBuf,
     /// The target that allocates.
     pub spin: PathBuf,
+    /// The target that allocates in many settings.
+    pub spin_grid: PathBuf,
     /// The target that touches pages.
     pub spin_pages: PathBuf,
 }
@@ -75,20 +89,38 @@ impl Case {
         }
     }
 
-    /// Starts a target, attaches, measures, detaches; mean ns per pair of each batch.
-    pub fn measure(self, programs: &Programs, frames: u32) -> Result<Vec<f64>> {
+    fn pairs_of(self, subject: &Subject<'_>) -> u64 {
+        match subject.batch_pairs {
+            None => self.batch_pairs(),
+            Some((untraced, _)) if self == Self::Untraced => untraced,
+            Some((_, traced)) => traced,
+        }
+    }
+
+    /// Starts a target, attaches, measures, detaches; mean ns per pair of each batch, the first of which is not counted. A
+    /// capture of offheap is written to `capture`.
+    pub fn measure(self, programs: &Programs, subject: &Subject<'_>, capture: &Path) -> Result<Vec<f64>> {
         let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
-        let mut spin = Command::new(&programs.spin);
+        let mut spin = Command::new(subject.program);
         if self == Self::Heaptrack {
             spin = Command::new(find_program("heaptrack").context("no heaptrack")?);
             // Raw: not interpreted at the same time, which would compete for the CPU.
-            spin.arg("--raw").arg("-o").arg(scratch.path().join("heaptrack")).arg(&programs.spin);
+            spin.arg("--raw").arg("-o").arg(scratch.path().join("heaptrack")).arg(subject.program);
         }
-        let mut target = Target::start(spin.arg(frames.to_string()))?;
-        let mut tracer = self.tracer(programs, target.child.id(), scratch.path())?;
-        let tracer = tracer.as_mut().map(Tracer::attach).transpose()?;
-        let warm_up = target.batch(self.batch_pairs());
-        let samples = (0..BATCHES).map(|_| target.batch(self.batch_pairs())).collect::<Result<Vec<f64>>>();
+        let mut target = Target::start(spin.args(&subject.arguments))?;
+        let mut tracer = self.tracer(programs, target.child.id(), scratch.path(), capture)?;
+        let tracer = tracer
+            .as_mut()
+            .map(|tracer| {
+                if self == Self::Offheap {
+                    tracer.args(&subject.options);
+                }
+                Tracer::attach(tracer)
+            })
+            .transpose()?;
+        let pairs = self.pairs_of(subject);
+        let warm_up = target.batch(pairs);
+        let samples = (0..BATCHES).map(|_| target.batch(pairs)).collect::<Result<Vec<f64>>>();
         if let Some(tracer) = tracer {
             tracer.detach()?;
         }
@@ -97,7 +129,13 @@ impl Case {
         samples
     }
 
-    fn tracer(self, programs: &Programs, pid: u32, scratch: &Path) -> Result<Option<Command>> {
+    fn tracer(
+        self,
+        programs: &Programs,
+        pid: u32,
+        scratch: &Path,
+        capture: &Path,
+    ) -> Result<Option<Command>> {
         let pid_text = pid.to_string();
         let mut command = Command::new(&programs.offheap);
         match self {
@@ -106,26 +144,32 @@ impl Case {
                 command.args(["bench-floor", &pid_text]);
             }
             Self::Offheap => {
-                command.args(["record", "-p", &pid_text, "--duration", "600s", "-o"]);
-                command.arg(scratch.join("bench.offheap"));
+                command.args(["record", "-p", &pid_text, "--duration", "600s", "--force", "-o"]).arg(capture);
             }
             Self::Bpftrace => {
-                let script = scratch.join("leak.bt");
-                fs::write(&script, bpftrace_script(&libc_of(pid)?, pid))
-                    .context("cannot write the bpftrace script")?;
-                command = Command::new(find_program("bpftrace").context("no bpftrace")?);
-                command.args(["-p", &pid_text]).arg(script);
+                command = bpftrace(pid, scratch)?;
             }
         }
         Ok(Some(command))
     }
 }
 
-/// Path of the C library that the target has mapped.
-fn libc_of(pid: u32) -> Result<String> {
+/// bpftrace with the script, for one process.
+pub fn bpftrace(pid: u32, scratch: &Path) -> Result<Command> {
+    let script = scratch.join("leak.bt");
+    fs::write(&script, bpftrace_script(&allocator_of(pid)?, pid))
+        .context("cannot write the bpftrace script")?;
+    let mut command = Command::new(find_program("bpftrace").context("no bpftrace")?);
+    command.args(["-p", &pid.to_string()]).arg(script);
+    Ok(command)
+}
+
+/// Path of the library that the target allocates with.
+fn allocator_of(pid: u32) -> Result<String> {
     let maps =
         fs::read_to_string(format!("/proc/{pid}/maps")).context("cannot read the target's mappings")?;
-    let path = maps.split_whitespace().find(|word| word.contains("/libc.so") || word.contains("/libc-"));
+    let of = |name: &str| maps.split_whitespace().find(|word| word.contains(name));
+    let path = of("/libjemalloc.so").or_else(|| of("/libc.so")).or_else(|| of("/libc-"));
     Ok(path.context("the target has no C library")?.to_owned())
 }
 
@@ -225,6 +269,11 @@ impl Tracer {
         bail!("{command:?} is not attached after {} s: {}", PATIENCE.as_secs(), seen.join("; "))
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Interrupts it and waits for its end.
     pub fn detach(mut self) -> Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
@@ -237,7 +286,7 @@ impl Tracer {
 }
 
 /// Waits for the first line that `wanted` accepts.
-fn wait_for<Found>(output: &Receiver<String>, wanted: impl Fn(&str) -> Option<Found>) -> Result<Found> {
+pub fn wait_for<Found>(output: &Receiver<String>, wanted: impl Fn(&str) -> Option<Found>) -> Result<Found> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let line = output

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::case::{Programs, Target, Tracer};
+use super::median;
 
 /// Batches of each state in a round; one before them warms up.
 const BATCHES: usize = 3;
@@ -124,13 +125,6 @@ impl Measured {
     fn ratio(&self) -> Option<f64> {
         median(&self.ratios)
     }
-}
-
-fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let upper = *sorted.get(sorted.len() / 2)?;
-    if sorted.len() % 2 == 1 { Some(upper) } else { Some((sorted.get(sorted.len() / 2 - 1)? + upper) / 2.0) }
 }
 
 /// A markdown table.

@@ -7,7 +7,10 @@
 
 mod case;
 mod faults;
+mod grid;
 mod result;
+mod server;
+mod servers;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,11 +20,13 @@ use anyhow::{Context, Result, bail};
 use crate::command::{as_root, output, run as run_command, workspace};
 use crate::demo::{build_offheap, target_directory};
 use crate::kernel_tests;
-use case::{Case, Programs};
+use case::{Case, Programs, Subject};
 use result::{Measured, Results};
 
 /// Depths of the stack that are measured.
 const FRAMES: [u32; 2] = [6, 23];
+/// Most rounds of the parts that take long.
+const MAX_LONG_ROUNDS: u32 = 3;
 
 /// `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -29,9 +34,9 @@ pub struct Arguments {
     /// Rounds; every case is attached once in each.
     #[arg(long, default_value_t = 7)]
     rounds: u32,
-    /// Measure the lens on page faults only.
-    #[arg(long)]
-    only_faults: bool,
+    /// Measure only these parts.
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
     /// Leave out cases.
     #[arg(long, value_enum)]
     without: Vec<Case>,
@@ -44,6 +49,31 @@ pub struct Arguments {
     /// Everything is built already: set by this program when it starts itself as root.
     #[arg(long, hide = true)]
     is_built: bool,
+}
+
+/// A part of the bench.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// A pair of malloc and free, beside other tools.
+    Pairs,
+    /// A pair in many settings.
+    Grid,
+    /// The lens on page faults.
+    Faults,
+    /// Servers under load.
+    Servers,
+}
+
+impl Arguments {
+    fn has(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    /// What the file of results is marked with if it does not hold everything.
+    fn suffix(&self) -> String {
+        let names = self.only.iter().filter_map(clap::ValueEnum::to_possible_value);
+        names.map(|name| format!("-{}", name.get_name())).collect()
+    }
 }
 
 /// Measures, prints a table, and stores the results.
@@ -60,6 +90,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let programs = Programs {
         offheap: target_directory().join("release/offheap"),
         spin: target_directory().join("test-targets/spin_pairs"),
+        spin_grid: target_directory().join("test-targets/spin_grid"),
         spin_pages: target_directory().join("test-targets/spin_pages"),
     };
     let cases: Vec<Case> = Case::ALL
@@ -73,11 +104,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             is_installed
         })
         .collect();
-    let cases = if arguments.only_faults { Vec::new() } else { cases };
-    let results = measure(&programs, &cases, arguments.rounds)?;
+    let results = measure(&programs, &cases, arguments)?;
     println!("{}", results.table());
     if !arguments.dry_run {
-        store(&results, if arguments.only_faults { "-faults" } else { "" })?;
+        store(&results, &arguments.suffix())?;
     }
     match results.broken_bars() {
         broken if arguments.check && !broken.is_empty() => bail!("bench: {}", broken.join("; ")),
@@ -90,16 +120,43 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn measure(programs: &Programs, cases: &[Case], rounds: u32) -> Result<Results> {
+fn measure(programs: &Programs, cases: &[Case], arguments: &Arguments) -> Result<Results> {
+    let rounds = arguments.rounds;
+    // The other parts take long, and compare neighbouring moments of one process.
+    let few = rounds.min(MAX_LONG_ROUNDS);
+    Ok(Results {
+        date: date()?,
+        machine: result::Machine::read()?,
+        commit: commit()?,
+        rounds,
+        measured: if arguments.has(Part::Pairs) {
+            measure_pairs(programs, cases, rounds)?
+        } else {
+            Vec::new()
+        },
+        grid: if arguments.has(Part::Grid) { grid::measure(programs, few)? } else { Vec::new() },
+        faults: if arguments.has(Part::Faults) { faults::measure(programs, rounds)? } else { Vec::new() },
+        servers: if arguments.has(Part::Servers) { servers::measure(programs, few)? } else { Vec::new() },
+    })
+}
+
+fn measure_pairs(programs: &Programs, cases: &[Case], rounds: u32) -> Result<Vec<Measured>> {
     let mut measured: Vec<Measured> = FRAMES
         .iter()
         .flat_map(|&frames| cases.iter().map(move |&case| Measured { frames, case, samples_ns: Vec::new() }))
         .collect();
+    let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
     for round in 1..=rounds {
         for entry in &mut measured {
+            let subject = Subject {
+                program: &programs.spin,
+                arguments: vec![entry.frames.to_string()],
+                options: Vec::new(),
+                batch_pairs: None,
+            };
             let samples = entry
                 .case
-                .measure(programs, entry.frames)
+                .measure(programs, &subject, &scratch.path().join("bench.offheap"))
                 .with_context(|| format!("{} with {} frames", entry.case.name(), entry.frames))?;
             eprintln!(
                 "bench: round {round}/{rounds}, {} frames, {}: {samples:.0?} ns",
@@ -109,15 +166,16 @@ fn measure(programs: &Programs, cases: &[Case], rounds: u32) -> Result<Results> 
             entry.samples_ns.extend(samples);
         }
     }
-    let faults = faults::measure(programs, rounds)?;
-    Ok(Results {
-        date: date()?,
-        machine: result::Machine::read()?,
-        commit: commit()?,
-        rounds,
-        measured,
-        faults,
-    })
+    Ok(measured)
+}
+
+/// The middle of the values; `None` of none.
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let upper = *sorted.get(middle)?;
+    if sorted.len() % 2 == 1 { Some(upper) } else { Some((sorted.get(middle - 1)? + upper) / 2.0) }
 }
 
 fn date() -> Result<String> {

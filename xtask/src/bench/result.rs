@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::{case::Case, faults};
+use super::{case::Case, faults, grid, median, servers};
 
 /// Stack depth and the highest allowed ratio of offheap to the empty probes.
 const BARS: [(u32, f64); 2] = [(6, 1.4), (23, 1.9)];
@@ -46,21 +46,12 @@ pub struct Measured {
 }
 
 impl Measured {
-    fn sorted(&self) -> Vec<f64> {
-        let mut sorted = self.samples_ns.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted
-    }
-
     fn min_ns(&self) -> Option<f64> {
-        self.sorted().first().copied()
+        self.samples_ns.iter().copied().min_by(f64::total_cmp)
     }
 
     fn median_ns(&self) -> Option<f64> {
-        let sorted = self.sorted();
-        let middle = sorted.len() / 2;
-        let upper = *sorted.get(middle)?;
-        if sorted.len() % 2 == 1 { Some(upper) } else { Some((sorted.get(middle - 1)? + upper) / 2.0) }
+        median(&self.samples_ns)
     }
 }
 
@@ -76,8 +67,12 @@ pub struct Results {
     pub rounds: u32,
     /// Every case at every depth.
     pub measured: Vec<Measured>,
+    /// A pair in many settings.
+    pub grid: Vec<grid::Measured>,
     /// The lens on page faults.
     pub faults: Vec<faults::Measured>,
+    /// Servers under load.
+    pub servers: Vec<servers::Measured>,
 }
 
 impl Results {
@@ -117,7 +112,16 @@ impl Results {
                 number(self.ratio(entry.frames, entry.case), 2)
             );
         }
-        table + "\n" + &faults::table(&self.faults)
+        for (is_there, part) in [
+            (!self.grid.is_empty(), grid::table(&self.grid)),
+            (!self.faults.is_empty(), faults::table(&self.faults)),
+            (!self.servers.is_empty(), servers::table(&self.servers)),
+        ] {
+            if is_there {
+                table += &format!("\n{part}");
+            }
+        }
+        table
     }
 
     /// What is stored.
@@ -137,7 +141,7 @@ impl Results {
             })
             .collect();
         let results = json!({
-            "schema": "offheap.bench/1",
+            "schema": "offheap.bench/2",
             "date": self.date,
             "commit": self.commit,
             "kernel": self.machine.kernel,
@@ -145,7 +149,9 @@ impl Results {
             "cpu_count": self.machine.cpu_count,
             "rounds": self.rounds,
             "measured": measured,
+            "grid": grid::json(&self.grid),
             "lens_faults": faults::json(&self.faults),
+            "servers": servers::json(&self.servers),
         });
         serde_json::to_string_pretty(&results).context("cannot encode the results")
     }
@@ -153,6 +159,7 @@ impl Results {
     /// Bars that offheap does not keep; one that could not be measured counts as broken only if its cases ran.
     pub fn broken_bars(&self) -> Vec<String> {
         let mut broken = faults::broken_bars(&self.faults);
+        broken.extend(servers::broken_bars(&self.servers));
         for (frames, bar) in BARS {
             if let Some(ratio) = self.ratio(frames, Case::Offheap)
                 && ratio > bar
@@ -184,7 +191,9 @@ mod tests {
             machine: Machine { kernel: "6.1".to_owned(), cpu: "x".to_owned(), cpu_count: 2 },
             commit: "abc".to_owned(),
             rounds: 1,
+            grid: Vec::new(),
             faults: Vec::new(),
+            servers: Vec::new(),
             measured: vec![
                 entry(Case::EmptyProbes, &[1000.0, 3000.0, 900.0]),
                 entry(Case::Offheap, &[offheap_ns]),

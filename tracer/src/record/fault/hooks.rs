@@ -14,11 +14,11 @@ use crate::{
 
 /// Programs, which have the names of their raw tracepoints. (arch/x86/include/asm/trace/exceptions.h)
 const FAULTS: [&str; 2] = ["page_fault_user", "page_fault_kernel"];
-/// Programs and their tracepoints: memory that moves, goes, or becomes resident without a fault.
+/// Programs and their tracepoints, some of which share one: memory that moves, goes, or becomes resident without a fault.
 const SYSTEM_CALLS: [(&str, &str); 5] = [
-    ("fault_exit_mremap", "syscalls/sys_exit_mremap"),
-    ("fault_exit_mmap", "syscalls/sys_exit_mmap"),
-    ("fault_exit_madvise", "syscalls/sys_exit_madvise"),
+    ("fault_range_exit", "syscalls/sys_exit_mremap"),
+    ("fault_range_exit", "syscalls/sys_exit_mmap"),
+    ("fault_range_exit", "syscalls/sys_exit_madvise"),
     ("fault_enter_munmap", "syscalls/sys_enter_munmap"),
     ("fault_enter_madvise", "syscalls/sys_enter_madvise"),
 ];
@@ -103,7 +103,9 @@ fn attach_system_calls(bpf: &mut Ebpf) -> Result<Vec<Hook>, RecordError> {
             .and_then(|program| program.try_into().ok())
             .ok_or(RecordError::Object { name })?;
         let id = tracefs.id(tracepoint)?;
-        program.load().map_err(refused)?;
+        if program.fd().is_err() {
+            program.load().map_err(refused)?;
+        }
         Ok(Hook::attach(tracepoint, id, program.fd().map_err(refused)?.as_fd())?)
     });
     hooks.collect()

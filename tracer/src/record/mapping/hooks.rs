@@ -1,6 +1,6 @@
 //! Loads and attaches the programs that follow mappings.
 
-use std::os::fd::AsFd;
+use std::{collections::BTreeSet, os::fd::AsFd};
 
 use aya::{
     Btf, Ebpf,
@@ -13,17 +13,17 @@ use crate::{
     record::{RecordError, kernel_map},
 };
 
-/// Programs and their tracepoints. Unmappings come first: an unmapping that is missed of a mapping that is
+/// Programs and their tracepoints, some of which share one. Unmappings come first: an unmapping that is missed of a mapping that is
 /// seen would stay in the book until the next look.
 const SYSTEM_CALLS: [(&str, &str); 8] = [
     ("sys_enter_munmap", "syscalls/sys_enter_munmap"),
     ("sys_exit_munmap", "syscalls/sys_exit_munmap"),
     ("sys_enter_mremap", "syscalls/sys_enter_mremap"),
-    ("sys_exit_mremap", "syscalls/sys_exit_mremap"),
+    ("mapping_exit", "syscalls/sys_exit_mremap"),
     ("sys_enter_shmdt", "syscalls/sys_enter_shmdt"),
-    ("sys_exit_shmat", "syscalls/sys_exit_shmat"),
-    ("sys_exit_brk", "syscalls/sys_exit_brk"),
-    ("sys_exit_mmap", "syscalls/sys_exit_mmap"),
+    ("mapping_exit", "syscalls/sys_exit_shmat"),
+    ("mapping_exit", "syscalls/sys_exit_brk"),
+    ("mapping_exit", "syscalls/sys_exit_mmap"),
 ];
 /// The program that follows new threads.
 const THREAD_START: &str = "thread_start";
@@ -50,7 +50,9 @@ impl MappingHooks {
                 .and_then(|program| program.try_into().ok())
                 .ok_or(MappingError::Object { name })?;
             let id = tracefs.id(tracepoint)?;
-            program.load().map_err(refused)?;
+            if program.fd().is_err() {
+                program.load().map_err(refused)?;
+            }
             Ok(Hook::attach(tracepoint, id, program.fd().map_err(refused)?.as_fd())?)
         });
         Ok(Self { hooks: hooks.collect::<Result<_, MappingError>>()?, thread_start: Some(thread_start) })
@@ -62,7 +64,8 @@ impl MappingHooks {
     /// # Errors
     /// [`RecordError::System`], [`RecordError::Object`].
     pub fn skipped_runs(&self, bpf: &Ebpf) -> Result<u64, RecordError> {
-        SYSTEM_CALLS.into_iter().try_fold(0u64, |sum, (name, _)| {
+        let names: BTreeSet<_> = SYSTEM_CALLS.into_iter().map(|(name, _)| name).collect();
+        names.into_iter().try_fold(0u64, |sum, name| {
             let program = bpf.program(name).ok_or(RecordError::Object { name })?;
             let fd = program
                 .fd()
