@@ -65,9 +65,8 @@ fn the_kind_is_named() -> Result {
     let has_multi = kinds()?.contains(&"multi");
     for (kind, wanted) in [("auto", if has_multi { "uprobe_multi" } else { "perf" }), ("perf", "perf")] {
         let mut target = Target::start("puppet")?;
-        let mut recording = Recording::attach(&target, &["-v", "--probe-kind", kind, "--lens", "malloc"])?;
+        let recording = Recording::attach(&target, &["-v", "--probe-kind", kind, "--lens", "malloc"])?;
         target.order("leak 3 30")?;
-        recording.wait_until_said("placed").ok();
         let finished = recording.stop()?;
         target.finish_well()?;
         finished.expect_status(COMPLETE)?;
