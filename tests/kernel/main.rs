@@ -20,6 +20,7 @@ mod output;
 mod probe_kinds;
 mod process_verdicts;
 mod processes;
+mod programs;
 mod runtime;
 mod verdicts;
 mod views;

@@ -90,6 +90,7 @@ fn run(invocation: &Invocation, width: Option<u16>) -> anyhow::Result<ExitCode> 
             ExitStatus::Done
         }
         Action::BenchFloor { tgid, probe_kind } => cmd::unwind::run_floor(*tgid, *probe_kind, err)?,
+        Action::VerifyPrograms => cmd::verify::run(out)?,
         Action::ValidateUnwind { tgid, samples } => cmd::unwind::run_validate(*tgid, *samples, out)?,
     };
     Ok(status.into())

@@ -10,9 +10,11 @@ use serde_json::Value;
 
 use crate::command::{as_root, cargo, output, run, search_path};
 
-/// Builds the test program and gives its path.
+/// Builds the test program and the offheap that it tests, and gives the path of the test program.
+///
+/// The same selection of packages as for the other tests, and a test in it: so nothing is built again with other features.
 pub fn build() -> Result<PathBuf> {
-    let arguments = ["test", "--release", "--workspace", "--test", "kernel", "--no-run"];
+    let arguments = ["build", "--release", "--workspace", "--bin", "offheap", "--test", "kernel"];
     let messages = output(cargo().args(arguments).arg("--message-format=json-render-diagnostics"))?;
     messages
         .lines()

@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 
 use crate::command::{cargo, run, search_path};
-use crate::demo::build_offheap;
 use crate::{ebpf, kernel_tests, setup, vm};
 
 /// `cargo xtask test`.
@@ -71,7 +70,6 @@ impl Step {
             }
             Self::Vm => vm::run(&vm::Arguments::default())?,
             Self::Kernel => {
-                build_offheap()?;
                 let tests = kernel_tests::build()?;
                 kernel_tests::build_targets(&tests)?;
                 return kernel_tests::run_all(&tests).map(Some);

@@ -153,6 +153,9 @@ pub(super) enum CommandArgs {
     /// Compare stacks unwound in the kernel with full DWARF walks
     #[command(hide = true)]
     ValidateUnwind(ValidateUnwindArgs),
+    /// Load every BPF program and tell what the kernel says of it
+    #[command(hide = true)]
+    VerifyPrograms,
 }
 
 /// Record a process's allocations into a capture file.

@@ -320,6 +320,8 @@ pub enum Action {
         /// How probes are placed.
         probe_kind: ProbeKindKey,
     },
+    /// `offheap verify-programs`.
+    VerifyPrograms,
     /// `offheap validate-unwind`.
     ValidateUnwind {
         /// The process.

@@ -85,6 +85,7 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
         CommandArgs::BenchFloor(args) => {
             Action::BenchFloor { tgid: parse_pid(&args.target)?, probe_kind: args.probe_kind }
         }
+        CommandArgs::VerifyPrograms => Action::VerifyPrograms,
         CommandArgs::ValidateUnwind(args) => {
             Action::ValidateUnwind { tgid: parse_pid(&args.target)?, samples: args.samples }
         }

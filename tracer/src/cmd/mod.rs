@@ -11,6 +11,7 @@ pub mod record;
 pub mod report;
 pub mod rss;
 pub mod unwind;
+pub mod verify;
 pub mod watch;
 
 /// Exit status of the program.

@@ -15,7 +15,7 @@ use tracer_common::abi::{
 
 use super::{
     RecordError,
-    kernel_map::{Abi, MappedArray, program_info, skipped_runs},
+    kernel_map::{Abi, MappedArray, skipped_runs},
     multi::MultiPrograms,
 };
 use crate::attach::{
@@ -325,41 +325,9 @@ impl Programs {
             Ok(sum.saturating_add(skipped.transpose()?.unwrap_or(0)))
         })
     }
-
-    /// Instructions the verifier processed for each loaded program, and whether the kernel took its BTF.
-    pub fn verification(&self) -> Vec<Verification> {
-        let of_aya = self.bpf.programs().filter_map(|(name, program)| {
-            let info = program.info().ok()?;
-            Some(Verification {
-                program: name.to_owned(),
-                instructions: info.verified_instruction_count(),
-                has_btf: info.btf_id().is_some(),
-            })
-        });
-        let of_links = self.multi.iter().flat_map(MultiPrograms::iter).filter_map(|(name, program)| {
-            let info = program_info(program).ok()?;
-            Some(Verification {
-                program: name.to_owned(),
-                instructions: (info.verified_insns != 0).then_some(info.verified_insns),
-                has_btf: info.btf_id != 0,
-            })
-        });
-        of_aya.chain(of_links).collect()
-    }
 }
 
-/// What the kernel says of a loaded program.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verification {
-    /// Program.
-    pub program: String,
-    /// Instructions the verifier processed; `None` before kernel 5.16.
-    pub instructions: Option<u32>,
-    /// Whether it was loaded with BTF; without, global functions are verified as static ones.
-    pub has_btf: bool,
-}
-
-fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
+pub(super) fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
     let fault_capacity = options.limits.max_fault_pages.clamp(1, super::fault::MAX_PENDING);
     let settings = Abi(Settings {
         min_size_bytes: options.min_size_bytes,

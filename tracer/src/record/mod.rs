@@ -28,11 +28,13 @@ mod roster;
 mod rss;
 mod session;
 mod stacks;
+mod verify;
 pub(crate) mod wait;
 
 pub use check::{Attached, Comparison, validate};
 pub use error::RecordError;
-pub use load::{Limits, LoadOptions, Programs, Purpose, TableSizes, Verification};
+pub use load::{Limits, LoadOptions, Programs, Purpose, TableSizes};
 pub use mapping::{BookTallies, MappingBook, MappingError, MappingHooks, SiteFacts, VmaName};
 pub use options::{Outcome, Progress, RecordOptions};
 pub use session::Session;
+pub use verify::{Verification, verify_programs};

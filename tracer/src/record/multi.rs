@@ -67,11 +67,6 @@ impl MultiPrograms {
     pub fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
         self.loaded.get(name).map(AsFd::as_fd)
     }
-
-    /// All that are loaded.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
-        self.loaded.iter().map(|(name, program)| (*name, program.as_fd()))
-    }
 }
 
 fn load_one(

@@ -25,6 +25,11 @@ for mount in proc:/proc sysfs:/sys devtmpfs:/dev tmpfs:/tmp debugfs:/sys/kernel/
   $b mount -t "${mount%%:*}" none "${mount#*:}" || echo "init: cannot mount ${mount#*:}"
 done
 $b ip link set lo up
+# Asked for and not given: the run would say nothing of what it is for.
+if $b grep -q preempt=full /proc/cmdline && ! $b grep -q '(full)' /sys/kernel/debug/sched/preempt; then
+  echo 'init: this kernel is not fully preemptible'
+  $b poweroff -f
+fi
 parameter() { $b sed -n "s/.*offheap\.$1=\([0-9a-f]*\).*/\1/p" /proc/cmdline; }
 export RUST_BACKTRACE=0 PATH=/bin HOME=/tmp
 while IFS= read -r line; do export "$line"; done </variables

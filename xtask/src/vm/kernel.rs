@@ -21,6 +21,7 @@ const FLOOR: (u32, u32) = (5, 15);
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A kernel image.
+#[derive(Clone)]
 pub struct Kernel {
     /// For instance `6.1.0-40-cloud-amd64`.
     pub release: String,

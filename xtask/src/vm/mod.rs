@@ -15,26 +15,46 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::demo::{build_offheap, target_directory};
+use crate::demo::target_directory;
 use crate::kernel_tests;
 use initramfs::Image;
 use kernel::Kernel;
 
-/// Tests that run without language runtimes; the others need more than an initramfs holds.
-const GUEST_TESTS: &[&str] = &[
-    "native::",
-    "lifecycle::",
-    "errors::",
-    "losses::",
-    "mappings::every_system_call",
-    "faults::every_way",
-    "faults::fork_and_copies",
-    "output::",
-    "processes::children_are_followed",
-    "processes::exec_ends_all_records",
-    "probe_kinds::a_child_that_shares",
-    "probe_kinds::both_kinds",
-    "probe_kinds::the_kind_is_named",
+/// Some of the tests on every kernel.
+struct Share {
+    /// Added to the kernel's command line.
+    parameters: &'static str,
+    /// Test filters.
+    tests: &'static [&'static str],
+}
+
+/// Tests that run without language runtimes; the others need more than an initramfs holds. Those whose outcome depends on
+/// what interrupts a probe run where the kernel can be preempted anywhere, also inside of a BPF program.
+const SHARES: [Share; 2] = [
+    Share {
+        parameters: "preempt=full",
+        tests: &[
+            "native::",
+            "losses::",
+            "faults::every_way",
+            "processes::children_are_followed",
+            "processes::exec_ends_all_records",
+            "probe_kinds::both_kinds",
+        ],
+    },
+    Share {
+        parameters: "",
+        tests: &[
+            "errors::",
+            "faults::fork_and_copies",
+            "lifecycle::",
+            "mappings::every_system_call",
+            "output::",
+            "probe_kinds::a_child_that_shares",
+            "probe_kinds::the_kind_is_named",
+            "programs::",
+        ],
+    },
 ];
 /// The one test for kernels that offheap refuses.
 const REFUSAL_TEST: &[&str] = &["--ignored", "--exact", "old_kernel::old_kernel_is_refused"];
@@ -78,15 +98,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         arguments.kernel.is_empty()
             || arguments.kernel.iter().any(|wanted| kernel.release.starts_with(wanted))
     };
-    let guests: Vec<(Kernel, Vec<u8>)> = kernel::fetch(arguments.refresh)?
-        .into_iter()
-        .filter(is_wanted)
-        .map(|kernel| {
-            image.set_arguments(&guest_arguments(arguments, &kernel));
-            let archive = image.archive();
-            (kernel, archive)
-        })
-        .collect();
+    let mut guests = Vec::new();
+    // The newest are the slowest: first, so that no CPU waits at the end.
+    for kernel in kernel::fetch(arguments.refresh)?.into_iter().rev().filter(is_wanted) {
+        for (parameters, list) in runs(arguments, &kernel) {
+            image.set_arguments(&list);
+            guests.push(Guest { kernel: kernel.clone(), parameters, archive: image.archive() });
+        }
+    }
     if guests.is_empty() {
         bail!("no such kernel: {:?}", arguments.kernel);
     }
@@ -94,23 +113,31 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     eprintln!("{}", results.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n"));
     match results.iter().filter(|(is_ok, _)| !is_ok).count() {
         0 => Ok(()),
-        count => bail!("vm: {count} of {} kernels failed", results.len()),
+        count => bail!("vm: {count} of {} guests failed", results.len()),
     }
 }
 
+/// A kernel, how it is started, and the files with what it runs.
+struct Guest {
+    kernel: Kernel,
+    parameters: &'static str,
+    archive: Vec<u8>,
+}
+
 /// Boots every guest, a few at a time, for each takes one CPU. Whether it went well, and a line that says so.
-fn boot_all(guests: &[(Kernel, Vec<u8>)], timeout_s: u64) -> Vec<(bool, String)> {
+fn boot_all(guests: &[Guest], timeout_s: u64) -> Vec<(bool, String)> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     let work = || {
-        while let Some((kernel, archive)) = guests.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(guest) = guests.get(next.fetch_add(1, Ordering::Relaxed)) {
             let start = Instant::now();
-            let result = match qemu::boot(kernel, archive, timeout_s) {
+            let result = match qemu::boot(&guest.kernel, guest.parameters, &guest.archive, timeout_s) {
                 Ok(0) => "ok".to_owned(),
                 Ok(status) => format!("FAILED with status {status}"),
                 Err(error) => format!("FAILED: {error:#}"),
             };
-            let line = format!("vm: {} {result} ({:.1} s)", kernel.release, start.elapsed().as_secs_f64());
+            let name = qemu::name(&guest.kernel, guest.parameters);
+            let line = format!("vm: {name} {result} ({:.1} s)", start.elapsed().as_secs_f64());
             eprintln!("{line}");
             results.lock().unwrap_or_else(PoisonError::into_inner).push((result == "ok", line));
         }
@@ -124,25 +151,32 @@ fn boot_all(guests: &[(Kernel, Vec<u8>)], timeout_s: u64) -> Vec<(bool, String)>
     results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn guest_arguments(arguments: &Arguments, kernel: &Kernel) -> Vec<String> {
-    let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+/// What is run on a kernel: parameters of the kernel, arguments of the program.
+fn runs(arguments: &Arguments, kernel: &Kernel) -> Vec<(&'static str, Vec<String>)> {
+    let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     if arguments.program.is_some() {
-        return arguments.rest.clone();
+        return vec![("", arguments.rest.clone())];
     }
-    let mut list: Vec<String> = match (kernel.is_below_floor(), arguments.rest.is_empty()) {
-        (true, _) => owned(REFUSAL_TEST),
-        (false, true) => owned(GUEST_TESTS),
-        (false, false) => arguments.rest.clone(),
+    let one_at_a_time = |mut list: Vec<String>| {
+        list.push("--test-threads=1".to_owned());
+        list
     };
-    list.push("--test-threads=1".to_owned());
-    list
+    match (kernel.is_below_floor(), arguments.rest.is_empty()) {
+        (true, _) => vec![("", one_at_a_time(owned(REFUSAL_TEST)))],
+        (false, true) => {
+            SHARES.iter().map(|share| (share.parameters, one_at_a_time(owned(share.tests)))).collect()
+        }
+        (false, false) => {
+            SHARES.iter().map(|share| (share.parameters, one_at_a_time(arguments.rest.clone()))).collect()
+        }
+    }
 }
 
 /// The tests with everything they need.
 fn test_image() -> Result<Image> {
-    let offheap = build_offheap()?;
     let tests = kernel_tests::build()?;
     kernel_tests::build_targets(&tests)?;
+    let offheap = target_directory().join("release/offheap");
     let mut image = Image::new(&tests)?;
     image.add_program(&offheap, GUEST_OFFHEAP)?;
     for target in executables(&target_directory().join("test-targets"))? {

@@ -18,7 +18,7 @@ const GRACE_S: u64 = 30;
 
 /// Runs the guest's program and gives its exit status. A guest that ends without telling a status (a panic ends QEMU
 /// with 0) or in time is an error.
-pub fn boot(kernel: &Kernel, archive: &[u8], timeout_s: u64) -> Result<i32> {
+pub fn boot(kernel: &Kernel, extra: &str, archive: &[u8], timeout_s: u64) -> Result<i32> {
     let Some(qemu) = find_program("qemu-system-x86_64") else {
         bail!("no qemu-system-x86_64: run `cargo xtask setup`");
     };
@@ -31,9 +31,10 @@ pub fn boot(kernel: &Kernel, archive: &[u8], timeout_s: u64) -> Result<i32> {
     let (accelerator, cpu) = if can_use_kvm() { ("kvm", "host") } else { ("tcg,thread=single", "max") };
     let seconds = timeout_s.saturating_sub(GRACE_S).max(1);
     let parameters = format!(
-        "console=ttyS0 loglevel=4 panic=-1 oops=panic offheap.nonce={nonce} offheap.seconds={seconds}"
+        "console=ttyS0 loglevel=4 panic=-1 oops=panic offheap.nonce={nonce} offheap.seconds={seconds} {extra}"
     );
-    eprintln!("vm: {} with {accelerator}", kernel.release);
+    let name = name(kernel, extra);
+    eprintln!("vm: {name} with {accelerator}");
     let child = Command::new(qemu)
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .args(["-accel", accelerator, "-cpu", cpu, "-smp", "2", "-m", &MEMORY_MIB.to_string()])
@@ -46,7 +47,12 @@ pub fn boot(kernel: &Kernel, archive: &[u8], timeout_s: u64) -> Result<i32> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start QEMU")?;
-    watch(child, kernel, &nonce, Duration::from_secs(timeout_s))
+    watch(child, &name, &nonce, Duration::from_secs(timeout_s))
+}
+
+/// What stands in front of a guest's lines.
+pub fn name(kernel: &Kernel, extra: &str) -> String {
+    if extra.is_empty() { kernel.release.clone() } else { format!("{} {extra}", kernel.release) }
 }
 
 /// KVM by the device file alone hangs on some machines: it opens, and then stock kernels do not start.
@@ -64,7 +70,7 @@ fn nonce() -> Result<String> {
 }
 
 /// Prints the console until QEMU ends.
-fn watch(mut child: Child, kernel: &Kernel, nonce: &str, timeout: Duration) -> Result<i32> {
+fn watch(mut child: Child, name: &str, nonce: &str, timeout: Duration) -> Result<i32> {
     let console = lines(child.stdout.take().context("no console")?);
     let deadline = Instant::now() + timeout;
     let mut status = None;
@@ -72,7 +78,7 @@ fn watch(mut child: Child, kernel: &Kernel, nonce: &str, timeout: Duration) -> R
         match console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => match parse_status(&line, nonce) {
                 Some(told) => status = Some(told),
-                None => println!("{}: {line}", kernel.release),
+                None => println!("{name}: {line}"),
             },
             Err(RecvTimeoutError::Disconnected) => break true,
             Err(RecvTimeoutError::Timeout) => break false,
