@@ -143,6 +143,8 @@ pub struct Programs {
     pub sites: MappedArray<SiteCounters>,
     /// How long released blocks lived, by site.
     pub lifetimes: MappedArray<SiteLifetimes>,
+    /// The maps of both: programs that are loaded later name them by their descriptors.
+    _mapped: [MapData; 2],
     /// Number of sites handed out.
     site_count: Array<MapData, u32>,
     /// Not 0 from the end of the recording on.
@@ -207,6 +209,7 @@ impl Programs {
             logger,
             sites: MappedArray::map(&counters, "SITES", options.limits.max_sites)?,
             lifetimes: MappedArray::map(&lifetimes, "LIFETIMES", options.limits.max_sites)?,
+            _mapped: [counters, lifetimes],
             site_count: typed(&mut bpf, "SITE_COUNT")?,
             stopped: typed(&mut bpf, "STOPPED")?,
             tallies: typed(&mut bpf, "TALLIES")?,
