@@ -4,7 +4,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use crate::Result;
 
@@ -34,6 +34,18 @@ impl Need {
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
+}
+
+/// Whether the running kernel is of this version (major, minor), or later.
+pub fn kernel_is_at_least(wanted: (u32, u32)) -> Result<bool> {
+    let release =
+        std::fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's version")?;
+    let mut numbers =
+        release.split(|letter: char| !letter.is_ascii_digit()).map(|number| number.parse::<u32>());
+    let mut next = || {
+        numbers.next().and_then(std::result::Result::ok).with_context(|| format!("not a version: {release}"))
+    };
+    Ok((next()?, next()?) >= wanted)
 }
 
 /// Whether the test can run: `false` is a skip, an error a skip that is not allowed.

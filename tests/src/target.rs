@@ -151,6 +151,22 @@ impl Target {
         Ok(())
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) -> Result {
+        let pid = i32::try_from(self.pid()).context("not a process id")?;
+        // SAFETY: the child has not been waited for, so the id is still its own.
+        if unsafe { libc::kill(pid, signal) } != 0 {
+            bail!("cannot signal the target");
+        }
+        Ok(())
+    }
+
+    /// Kills the target on the spot, and waits until it is gone.
+    pub fn kill(&mut self) -> Result {
+        self.signal(libc::SIGKILL)?;
+        self.wait().map(drop)
+    }
+
     /// Waits until the target has ended.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         crate::tracer::wait(&mut self.child, "the target")

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::time::Instant;
@@ -81,11 +82,34 @@ impl Recording {
         Self::attach_with(&[&["-p", &pid], arguments].concat())
     }
 
+    /// Begins to attach to a target, and does not wait until the probes are in place.
+    pub fn begin(target: &Target, arguments: &[&str]) -> Result<Self> {
+        let pid = target.pid().to_string();
+        let all = ["--duration", "7d", "-p", &pid].into_iter().chain(arguments.iter().copied());
+        Self::start(all.map(OsStr::new), Stdio::null(), Stdio::null())
+    }
+
     /// Attaches to what the arguments say, and waits until the probes are in place.
     pub fn attach_with(arguments: &[&str]) -> Result<Self> {
-        let fixed = ["--duration", "600s"];
+        Self::attach_by(Command::new(program()?), arguments)
+    }
+
+    /// Attaches to a target where no tracefs is mounted, and none can be.
+    pub fn attach_without_tracefs(target: &Target, arguments: &[&str]) -> Result<Self> {
+        // Each mount point may be missing.
+        let script = "umount -l /sys/kernel/debug/tracing /sys/kernel/tracing /sys/kernel/debug 2>/dev/null; \
+                      exec \"$0\" \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script]).arg(program()?);
+        // SAFETY: `deny` makes one system call and allocates nothing.
+        unsafe { command.pre_exec(|| deny(libc::SYS_fsopen)) };
+        Self::attach_by(command, &[&["-p", &target.pid().to_string()], arguments].concat())
+    }
+
+    fn attach_by(offheap: Command, arguments: &[&str]) -> Result<Self> {
+        let fixed = ["--duration", "7d"];
         let all = fixed.iter().chain(arguments).map(OsStr::new);
-        let mut recording = Self::start(all, Stdio::null(), Stdio::null())?;
+        let mut recording = Self::start_by(offheap, all, (Stdio::null(), Stdio::null()))?;
         recording.wait_until_attached()?;
         Ok(recording)
     }
@@ -106,8 +130,15 @@ impl Recording {
     }
 
     fn start<'a>(arguments: impl Iterator<Item = &'a OsStr>, input: Stdio, output: Stdio) -> Result<Self> {
+        Self::start_by(Command::new(program()?), arguments, (input, output))
+    }
+
+    fn start_by<'a>(
+        mut command: Command,
+        arguments: impl Iterator<Item = &'a OsStr>,
+        (input, output): (Stdio, Stdio),
+    ) -> Result<Self> {
         let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
-        let mut command = Command::new(program()?);
         command.arg("record").arg("-o").arg(capture_in(&directory)).args(arguments);
         command.stdin(input).stdout(output).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
@@ -127,6 +158,27 @@ impl Recording {
         errors.wait_for(&format!("`{text}`"), |line| line.contains(text))
     }
 
+    /// Process id of offheap.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops offheap in its tracks (SIGSTOP), and waits until it stands still.
+    pub fn pause(&self) -> Result {
+        self.signal(libc::SIGSTOP)?;
+        let deadline = Instant::now() + PATIENCE;
+        while !all_threads_stopped(self.child.id())? {
+            ensure!(Instant::now() < deadline, "offheap does not stand still");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result {
+        self.signal(libc::SIGCONT)
+    }
+
     /// The capture that is being written.
     pub fn capture(&self) -> Result<PathBuf> {
         self.directory.as_ref().map(capture_in).context("the recording has ended")
@@ -135,19 +187,29 @@ impl Recording {
     /// Waits until the capture says that so many bytes are outstanding (lens `malloc`); gives the time of that sample,
     /// since the start, in nanoseconds.
     pub fn wait_until_outstanding(&self, bytes: u64) -> Result<u64> {
+        self.wait_for_report(&["--lens", "malloc"], |report| {
+            let is_reached = report["totals"]["outstanding_bytes"].as_u64() == Some(bytes);
+            let seconds = report["window"]["seconds"].as_f64().filter(|_| is_reached);
+            Ok(seconds.map(|seconds| (seconds * 1e9).round() as u64))
+        })
+    }
+
+    /// Reports on the capture as it stands, again and again, until `found` finds something in it.
+    pub fn wait_for_report<Found>(
+        &self,
+        arguments: &[&str],
+        mut found: impl FnMut(&serde_json::Value) -> Result<Option<Found>>,
+    ) -> Result<Found> {
         let deadline = Instant::now() + PATIENCE;
         let capture = self.capture()?;
         loop {
-            let fixed = ["report", "--format", "json", "--lens", "malloc"].map(OsStr::new);
-            let output = offheap(fixed.into_iter().chain([capture.as_os_str()]))?;
+            let all = ["report", "--format", "json"].iter().chain(arguments).map(OsStr::new);
+            let output = offheap(all.chain([capture.as_os_str()]))?;
             let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            let (seconds, found) = (&report["window"]["seconds"], &report["totals"]["outstanding_bytes"]);
-            if found.as_u64() == Some(bytes)
-                && let Some(seconds) = seconds.as_f64()
-            {
-                return Ok((seconds * 1e9).round() as u64);
+            if let Some(found) = found(&report)? {
+                return Ok(found);
             }
-            ensure!(Instant::now() < deadline, "{found} bytes are outstanding instead of {bytes}");
+            ensure!(Instant::now() < deadline, "the capture never says it: {report:#}");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
@@ -156,6 +218,11 @@ impl Recording {
     pub fn stop(self) -> Result<Finished> {
         self.signal(libc::SIGINT)?;
         self.finish()
+    }
+
+    /// Sends a signal and does not wait for what it brings about.
+    pub fn send_signal(&self, signal: i32) -> Result {
+        self.signal(signal)
     }
 
     /// Kills offheap on the spot and waits until it is gone.
@@ -186,6 +253,37 @@ impl Drop for Recording {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Makes a system call fail with EPERM from now on, in this process and those it becomes.
+fn deny(system_call: libc::c_long) -> std::io::Result<()> {
+    // `BPF_LD | BPF_W | BPF_ABS` of the call's number, `BPF_JMP | BPF_JEQ | BPF_K`, `BPF_RET | BPF_K`.
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let number = u32::try_from(system_call).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+    let mut filter = [
+        step(0x20, 0, 0, 0),
+        step(0x15, 0, 1, number),
+        step(0x06, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs()),
+        step(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: program and filter are alive for the call, which copies them.
+    let status = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    if status == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Whether every thread of a process is stopped.
+fn all_threads_stopped(pid: u32) -> Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).context("cannot list threads")? {
+        let stat =
+            std::fs::read_to_string(thread?.path().join("stat")).context("cannot read a thread's state")?;
+        // The name before it may have anything in it.
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        if state != Some('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn capture_in(directory: &TempDir) -> PathBuf {
@@ -239,6 +337,37 @@ impl Finished {
     /// The report with further arguments.
     pub fn report_with(&self, arguments: &[&str]) -> Result<Report> {
         Report::parse(&self.report_json(arguments)?)
+    }
+
+    /// Standard output of an offheap command on the capture, which may say that data is missing.
+    fn output_of(&self, arguments: &[&str]) -> Result<(i32, String)> {
+        let capture = self.capture();
+        let all = arguments.iter().map(OsStr::new).chain([capture.as_os_str()]);
+        let output = offheap(all)?;
+        let status = output.status.code().context("offheap was killed")?;
+        ensure!([COMPLETE, INCOMPLETE].contains(&status), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok((status, String::from_utf8(output.stdout)?))
+    }
+
+    /// Fails unless the loss has happened, and unless it makes the recording incomplete if it has to, and only then.
+    pub fn ensure_told(&self, reason: &str, is_incomplete: bool) -> Result {
+        self.expect_status(if is_incomplete { INCOMPLETE } else { COMPLETE })?;
+        let report = self.report()?;
+        ensure!(report.loss(reason).0 > 0, "{reason} did not happen: {:?}", report.losses());
+        ensure!(report.completeness.complete != is_incomplete, "{:?}", report.completeness);
+        Ok(())
+    }
+
+    /// Fails unless a loss that makes the recording incomplete is shown wherever a person looks, and changes the status of the
+    /// report. (A unit test does so for each reason.)
+    pub fn ensure_shown(&self, reason: &str) -> Result {
+        let line = format!("incomplete: {reason} (");
+        let (status, table) = self.output_of(&["report", "--format", "table"])?;
+        ensure!(status == INCOMPLETE, "the report ended with {status}:\n{table}");
+        ensure!(table.contains(&line), "{reason} is not in the table:\n{table}");
+        let (status, page) = self.output_of(&["export", "--format", "html"])?;
+        ensure!(status == INCOMPLETE && page.contains(&line), "{reason} is not in the page ({status})");
+        Ok(())
     }
 
     /// The text of the report.

@@ -63,6 +63,13 @@ impl Truth {
         self
     }
 
+    /// Bytes and blocks that must be outstanding at all its sites.
+    pub fn outstanding(&self) -> (u64, u64) {
+        self.sites.iter().fold((0, 0), |sum, expected| {
+            (sum.0 + expected.outstanding_bytes, sum.1 + expected.outstanding_count)
+        })
+    }
+
     /// Fails unless the report says exactly this: equality, no tolerance.
     pub fn compare(&self, report: &Report) -> Result {
         let mut found: BTreeMap<(&str, &str), Sum> = BTreeMap::new();

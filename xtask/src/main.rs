@@ -7,6 +7,7 @@ mod ebpf;
 mod kernel_tests;
 mod setup;
 mod simulate;
+mod soak;
 mod test;
 mod vm;
 
@@ -37,6 +38,8 @@ enum Step {
     Bench(bench::Arguments),
     /// Measure how often the verdicts on memory series are wrong, on made-up series.
     Simulate(simulate::Arguments),
+    /// Trace a target under load for long, against its own count; or kill both again and again; as root.
+    Soak(soak::Arguments),
     /// Build offheap and run its demo, as root.
     Demo(demo::Demo),
     /// Compare the in-kernel unwinder with a full DWARF walk on a running process, as root.
@@ -51,6 +54,7 @@ fn run(step: &Step) -> Result<()> {
         Step::Vm(arguments) => vm::run(arguments),
         Step::Bench(arguments) => bench::run(arguments),
         Step::Simulate(arguments) => simulate::run(arguments),
+        Step::Soak(arguments) => soak::run(arguments),
         Step::Demo(arguments) => demo::demo(arguments),
         Step::ValidateUnwind(arguments) => demo::validate_unwind(arguments),
     }

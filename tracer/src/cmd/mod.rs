@@ -7,6 +7,8 @@ pub mod demo_target;
 pub mod diff;
 pub mod doctor;
 pub mod export;
+#[cfg(test)]
+mod loss_tests;
 pub mod record;
 pub mod report;
 pub mod rss;

@@ -282,8 +282,12 @@ impl Session {
                 return Ok(());
             }
             self.drain_events()?;
+            self.drain_watches();
             for tgid in exited {
                 self.end_faults(tgid)?;
+                if self.roster.get_mut(tgid).is_some_and(|member| member.is_dirty) {
+                    self.doubt_absence(tgid);
+                }
                 let Some(member) = self.roster.end(tgid) else { continue };
                 member.code.end(&mut self.store);
                 let links = std::mem::take(&mut member.links);
@@ -296,6 +300,15 @@ impl Session {
                 log::info!("process {tgid} has exited");
             }
             self.retired_links.retain(|thread| !thread.is_finished());
+        }
+    }
+
+    /// A process has ended with code that was never looked at, the C library perhaps, which is loaded only after an exec: that no
+    /// allocator was found in what was there before says nothing.
+    pub(super) fn doubt_absence(&mut self, tgid: u32) {
+        let member = self.roster.get_mut(tgid);
+        if member.is_some_and(|member| member.absence.take().is_some()) {
+            self.losses.short_lived += 1;
         }
     }
 

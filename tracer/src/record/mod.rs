@@ -14,7 +14,7 @@ mod kernel_map;
 mod link;
 mod live;
 mod load;
-mod losses;
+pub(crate) mod losses;
 mod mapping;
 mod member;
 mod memory_look;

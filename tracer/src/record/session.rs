@@ -255,7 +255,7 @@ impl Session {
     }
 
     /// Reads the mapping events of all CPUs.
-    fn drain_watches(&mut self) {
+    pub(super) fn drain_watches(&mut self) {
         let mut changes = Changes::default();
         self.watches.iter_mut().for_each(|watch| watch.drain(&mut changes));
         self.losses.mapping_events += changes.lost;
@@ -272,7 +272,7 @@ impl Session {
             match self.synchronize_one(tgid) {
                 Ok(_) => {}
                 // The exit is seen by the loop; the state until then is still good.
-                Err(error) if error.is_absent() => {}
+                Err(error) if error.is_absent() => self.doubt_absence(tgid.get()),
                 Err(error) => return Err(error),
             }
         }

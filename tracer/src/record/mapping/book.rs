@@ -18,7 +18,7 @@ use crate::record::live::Ages;
 /// The page of x86-64.
 const PAGE_BYTES: u64 = 4096;
 /// Most pieces of one process: the kernel joins neighbours, we do not where their sites differ.
-const MAX_PIECES: usize = 1 << 20;
+pub(super) const MAX_PIECES: usize = if cfg!(test) { 1 << 12 } else { 1 << 20 };
 /// Most segments whose length is not known yet.
 pub(super) const MAX_SEGMENTS: usize = 1024;
 

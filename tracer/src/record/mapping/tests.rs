@@ -374,3 +374,23 @@ fn what_no_event_has_mapped_is_unaccounted_for() {
     book.reconcile(&entries(&busy), Some(true));
     assert_eq!(book.tallies().unaccounted, tally(2, 4), "gone by now, or on its way");
 }
+
+#[test]
+fn a_book_that_is_full_says_so() {
+    let mut book = MappingBook::default();
+    for number in 0..super::book::MAX_PIECES as u64 {
+        map(&mut book, 1, 16 + 2 * number, 1);
+    }
+    assert_eq!(book.tallies().full, Tally::default());
+    map(&mut book, 2, 8, 3);
+    assert_eq!(book.tallies().full, Tally { count: 1, bytes: 3 * PAGE });
+    let of =
+        |book: &MappingBook, wanted| book.sites().find(|(site, _)| *site == wanted).map(|(_, sums)| sums);
+    assert_eq!(of(&book, 2), Some(SiteCounters::default()), "what is not booked is not counted");
+    // What is there already is still followed.
+    unmap(&mut book, 16, 1);
+    let bytes = of(&book, 1).map(|sums| sums.allocated_bytes - sums.freed_bytes);
+    assert_eq!(bytes, Some((super::book::MAX_PIECES as u64 - 1) * PAGE));
+    map(&mut book, 2, 16, 1);
+    assert_eq!(book.tallies().full.count, 1, "there is room again");
+}
