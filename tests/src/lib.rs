@@ -2,6 +2,7 @@
 //! reports with what the targets know.
 //!
 //! * [`build`]: targets from their sources in `tests/targets`.
+//! * [`confined`]: offheap without the rights of root.
 //! * [`lines`]: a child's output with a time limit.
 //! * [`target`]: a running target and its handshake.
 //! * [`tracer`]: offheap, attached or running a command, and its report.
@@ -12,6 +13,7 @@
 //! * [`require`]: what this machine must have; a skip is reported, or fails.
 
 pub mod build;
+pub mod confined;
 pub mod gate;
 pub mod lines;
 pub mod report;

@@ -107,7 +107,30 @@ impl Recording {
 
     fn start<'a>(arguments: impl Iterator<Item = &'a OsStr>, input: Stdio, output: Stdio) -> Result<Self> {
         let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
-        let mut command = Command::new(program()?);
+        Self::start_command(Command::new(program()?), directory, arguments, input, output)
+    }
+
+    /// Attaches by a command that runs offheap, whose capture goes into `directory`, and waits until the probes are in
+    /// place.
+    pub fn attach_by(command: Command, directory: TempDir, arguments: &[&str]) -> Result<Self> {
+        let all = ["--duration", "600s"].iter().chain(arguments).map(OsStr::new);
+        let mut recording = Self::start_command(command, directory, all, Stdio::null(), Stdio::null())?;
+        recording.wait_until_attached()?;
+        Ok(recording)
+    }
+
+    /// Process id of offheap.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn start_command<'a>(
+        mut command: Command,
+        directory: TempDir,
+        arguments: impl Iterator<Item = &'a OsStr>,
+        input: Stdio,
+        output: Stdio,
+    ) -> Result<Self> {
         command.arg("record").arg("-o").arg(capture_in(&directory)).args(arguments);
         command.stdin(input).stdout(output).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
