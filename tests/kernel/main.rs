@@ -9,6 +9,7 @@ mod check;
 mod diff;
 mod errors;
 mod faults;
+mod hostile;
 mod ledger;
 mod lifecycle;
 mod losses;

@@ -72,6 +72,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("noleak", Recipe::C, "noleak"),
     ("startup", Recipe::C, "startup"),
     ("puppet", Recipe::C, "puppet"),
+    ("hostile", Recipe::C, "hostile"),
     ("family", Recipe::C, "family"),
     ("careless", Recipe::C, "careless"),
     ("soak", Recipe::Cpp, "soak"),

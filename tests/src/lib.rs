@@ -3,6 +3,7 @@
 //!
 //! * [`bpf`]: what offheap has in the kernel.
 //! * [`build`]: targets from their sources in `tests/targets`.
+//! * [`confined`]: offheap without the rights of root.
 //! * [`lines`]: a child's output with a time limit.
 //! * [`target`]: a running target and its handshake.
 //! * [`tracer`]: offheap, attached or running a command, and its report.
@@ -15,6 +16,7 @@
 
 pub mod bpf;
 pub mod build;
+pub mod confined;
 pub mod gate;
 pub mod lines;
 pub mod mayhem;

@@ -107,9 +107,16 @@ impl Recording {
     }
 
     fn attach_by(offheap: Command, arguments: &[&str]) -> Result<Self> {
+        let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
+        Self::attach_in(directory, offheap, arguments)
+    }
+
+    /// Attaches by a command that runs offheap, whose capture goes into `directory`, and waits until the probes are in
+    /// place.
+    pub fn attach_in(directory: TempDir, offheap: Command, arguments: &[&str]) -> Result<Self> {
         let fixed = ["--duration", "7d"];
         let all = fixed.iter().chain(arguments).map(OsStr::new);
-        let mut recording = Self::start_by(offheap, all, (Stdio::null(), Stdio::null()))?;
+        let mut recording = Self::start_by(offheap, directory, all, (Stdio::null(), Stdio::null()))?;
         recording.wait_until_attached()?;
         Ok(recording)
     }
@@ -130,15 +137,16 @@ impl Recording {
     }
 
     fn start<'a>(arguments: impl Iterator<Item = &'a OsStr>, input: Stdio, output: Stdio) -> Result<Self> {
-        Self::start_by(Command::new(program()?), arguments, (input, output))
+        let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
+        Self::start_by(Command::new(program()?), directory, arguments, (input, output))
     }
 
     fn start_by<'a>(
         mut command: Command,
+        directory: TempDir,
         arguments: impl Iterator<Item = &'a OsStr>,
         (input, output): (Stdio, Stdio),
     ) -> Result<Self> {
-        let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
         command.arg("record").arg("-o").arg(capture_in(&directory)).args(arguments);
         command.stdin(input).stdout(output).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;

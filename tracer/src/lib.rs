@@ -31,3 +31,6 @@ pub mod watch;
 
 pub mod cli;
 pub mod cmd;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;

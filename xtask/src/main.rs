@@ -4,6 +4,7 @@ mod bench;
 mod command;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod kernel_tests;
 mod setup;
 mod simulate;
@@ -34,6 +35,8 @@ enum Step {
     Test(test::Arguments),
     /// Run the kernel tests on Debian's kernels in QEMU.
     Vm(vm::Arguments),
+    /// Feed the parsers with what a hostile target could write (libFuzzer).
+    Fuzz(fuzz::Arguments),
     /// Measure what tracing costs, beside empty probes and other tools, as root.
     Bench(bench::Arguments),
     /// Measure how often the verdicts on memory series are wrong, on made-up series.
@@ -52,6 +55,7 @@ fn run(step: &Step) -> Result<()> {
         Step::BuildEbpf(arguments) => ebpf::run_step(arguments),
         Step::Test(arguments) => test::run_steps(arguments),
         Step::Vm(arguments) => vm::run(arguments),
+        Step::Fuzz(arguments) => fuzz::run(arguments),
         Step::Bench(arguments) => bench::run(arguments),
         Step::Simulate(arguments) => simulate::run(arguments),
         Step::Soak(arguments) => soak::run(arguments),

@@ -19,6 +19,12 @@ use super::selection::Names;
 
 /// Most relocations that are read.
 const MAX_RELOCATIONS: usize = 4 << 20;
+/// Largest `.eh_frame` that is read, in bytes, after decompression.
+const MAX_FRAMES_BYTES: u64 = 256 << 20;
+/// Most of its entries.
+const MAX_FRAMES: usize = 4_000_000;
+/// Longest CIE, in bytes: it is parsed again for every FDE.
+const MAX_CIE_BYTES: usize = 4096;
 /// Longest x86 instruction.
 const MAX_INSTRUCTION_BYTES: usize = 15;
 
@@ -232,14 +238,23 @@ impl<'d> Code<'d> {
 fn frames(elf: &object::File<'_>) -> BTreeMap<u64, u64> {
     let mut frames = BTreeMap::new();
     let Some(section) = elf.section_by_name(".eh_frame") else { return frames };
-    let Ok(bytes) = section.uncompressed_data() else { return frames };
+    // What a compressed section says of its size is taken for granted by who decompresses it.
+    let Ok(data) = section.compressed_data() else { return frames };
+    if data.uncompressed_size > MAX_FRAMES_BYTES {
+        return frames;
+    }
+    let Ok(bytes) = data.decompress() else { return frames };
     let table = EhFrame::new(&bytes, LittleEndian);
     let text = elf.section_by_name(".text").map_or(0, |text| text.address());
     let bases = BaseAddresses::default().set_eh_frame(section.address()).set_text(text);
     let mut entries = table.entries(&bases);
-    while let Ok(Some(entry)) = entries.next() {
+    while let (Ok(Some(entry)), true) = (entries.next(), frames.len() < MAX_FRAMES) {
         let CieOrFde::Fde(partial) = entry else { continue };
-        let Ok(fde) = partial.parse(EhFrame::cie_from_offset) else { continue };
+        let cie = |section: &EhFrame<_>, bases: &_, offset: gimli::EhFrameOffset| {
+            let is_short = entry_bytes(&bytes, offset.0).is_some_and(|length| length <= MAX_CIE_BYTES);
+            if is_short { section.cie_from_offset(bases, offset) } else { Err(gimli::Error::NotCieId(0)) }
+        };
+        let Ok(fde) = partial.parse(cie) else { continue };
         if let Some(end) =
             fde.initial_address().checked_add(fde.len()).filter(|end| *end > fde.initial_address())
         {
@@ -247,6 +262,16 @@ fn frames(elf: &object::File<'_>) -> BTreeMap<u64, u64> {
         }
     }
     frames
+}
+
+/// The length that an entry of call frame information gives itself, without the field that says so.
+pub(crate) fn entry_bytes(section: &[u8], offset: usize) -> Option<usize> {
+    let at = |from: usize| section.get(offset.checked_add(from)?..);
+    let length = u32::from_le_bytes(*at(0)?.first_chunk()?);
+    if length != u32::MAX {
+        return usize::try_from(length).ok();
+    }
+    usize::try_from(u64::from_le_bytes(*at(4)?.first_chunk()?)).ok()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use super::{
     code::Code,
     maps::{self, MapEntry},
     object::ObjectFile,
+    preflight,
     resolve::{Definitions, Skipped, definitions},
     selection::{Names, Selection},
 };
@@ -39,6 +40,7 @@ struct Examined {
 #[derive(Debug)]
 pub struct Discoverer {
     selection: Selection,
+    has_return_probes: bool,
     names: Names,
     known: HashMap<ObjectKey, Arc<Examined>>,
     numbers: HashMap<(ObjectKey, Arc<str>), u16>,
@@ -64,7 +66,19 @@ impl Discoverer {
     /// Looks for the functions of the table and for what the user adds.
     pub fn new(selection: Selection) -> Self {
         let names = Names::new(&selection.prefixes);
-        Self { selection, names, known: HashMap::new(), numbers: HashMap::new(), last: Last::default() }
+        Self {
+            has_return_probes: preflight::has_return_probes(selection.ends),
+            selection,
+            names,
+            known: HashMap::new(),
+            numbers: HashMap::new(),
+            last: Last::default(),
+        }
+    }
+
+    /// Whether the ends of calls are seen by return probes, where a function allows one.
+    pub fn has_return_probes(&self) -> bool {
+        self.has_return_probes
     }
 
     /// The allocators that are mapped now, in the order of their addresses. An object that cannot be read is
@@ -178,7 +192,7 @@ impl Discoverer {
             };
             let name = name_of(&group.prefixes, &marks);
             let prefixes = group.prefixes.clone();
-            let (probed, skipped) = place_all(group, &code, number);
+            let (probed, skipped) = place_all(group, &code, number, self.has_return_probes);
             let file = Arc::clone(&file);
             allocators.push(Arc::new(Allocator { number, name, prefixes, key, file, probed, skipped }));
         }
@@ -187,6 +201,20 @@ impl Discoverer {
         let has_symbols = elf.symbols().next().is_some();
         Ok(Examined { allocators, passed_over, is_static, has_symbols, is_named })
     }
+}
+
+/// The places of probes in an object: what [`Discoverer::discover`] does with a file, without a process. Gives their
+/// number.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn places_in(bytes: &[u8]) -> usize {
+    let Ok(elf) = object::File::parse(bytes) else { return 0 };
+    if elf.architecture() != object::Architecture::X86_64 || is_glibc_loader(&elf) {
+        return 0;
+    }
+    let names = Names::new(&[]);
+    let mut code = Code::new(&elf, &names);
+    let groups = definitions(&elf, &mut code, &names, true).groups;
+    groups.into_iter().map(|group| place_all(group, &code, 1, bytes.len().is_multiple_of(2)).0.len()).sum()
 }
 
 /// glibc's ld.so has a small malloc of its own (exported up to 2.30), which serves until libc's is there;

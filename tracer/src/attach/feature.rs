@@ -12,7 +12,7 @@ use perf_event_open_sys::{
 };
 
 use super::{
-    AttachError,
+    AttachError, preflight,
     probe_kind::{self, PidFilter},
     tracepoint::{Tracefs, TracepointError},
 };
@@ -44,20 +44,6 @@ impl Release {
         let mut numbers =
             text.split(|character: char| !character.is_ascii_digit()).map(|part| part.parse().ok());
         Some(Self(numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
-    }
-
-    /// Whether a process with a seccomp filter is killed by its first return probe: the uretprobe system
-    /// call came with 6.11, and filters were taught to pass it in 6.14, 6.13.3 and 6.12.14 ("seccomp:
-    /// passthrough uretprobe systemcall without filtering"); 6.11 ended without. Distributions that count
-    /// their patches otherwise (`6.12.0-…`) may have it, which cannot be seen: they are refused too, better
-    /// than to kill.
-    pub fn kills_seccomp(self) -> bool {
-        match self {
-            Self(6, 11, _) => true,
-            Self(6, 12, patch) => patch < 14,
-            Self(6, 13, patch) => patch < 3,
-            _ => false,
-        }
     }
 }
 
@@ -110,10 +96,11 @@ pub fn require_tracing() -> Result<(), AttachError> {
             hint: "it was built without CONFIG_UPROBE_EVENTS, or /sys is not mounted",
         });
     }
-    if uprobes_are_refused() {
+    if uprobes_are_refused() && probe_kind::multi().is_err() {
         return Err(AttachError::NotPermitted {
             operation: "place probes".to_owned(),
-            capability: "CAP_SYS_ADMIN, which this kernel wants for perf uprobes (as do 6.16 and later)",
+            capability: "CAP_SYS_ADMIN, which this kernel wants for perf uprobes (as do 6.16 and later), and its links for \
+                         many uprobes cannot be used",
         });
     }
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
@@ -121,18 +108,6 @@ pub fn require_tracing() -> Result<(), AttachError> {
             what: "BTF",
             hint: "it was built without CONFIG_DEBUG_INFO_BTF, or /sys is not mounted",
         });
-    }
-    Ok(())
-}
-
-/// Refuses a target that its kernel would kill at the first return probe.
-///
-/// # Errors
-/// [`AttachError::Seccomp`].
-pub fn require_no_seccomp_kill(tgid: u32, seccomp_mode: u32) -> Result<(), AttachError> {
-    let release = release_text();
-    if seccomp_mode != 0 && Release::parse(&release).is_some_and(Release::kills_seccomp) {
-        return Err(AttachError::Seccomp { tgid, release });
     }
     Ok(())
 }
@@ -178,7 +153,7 @@ fn is_locked_down() -> bool {
 /// Whether we may not open perf uprobes. Up to 6.15 CAP_PERFMON is enough, but stable releases of older
 /// kernels have been changed too, so the kernel is asked: it checks the right before it looks at the path,
 /// and a directory is never probed.
-fn uprobes_are_refused() -> bool {
+pub(super) fn uprobes_are_refused() -> bool {
     let kind = fs::read_to_string(UPROBE_TYPE).ok().and_then(|kind| kind.trim().parse().ok());
     let Some(kind) = kind else { return false };
     let mut event = perf_event_attr {
@@ -204,6 +179,8 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
         Ok(()) => Feature::Available(release),
         Err(error) => Feature::Unsupported(error.to_string()),
     };
+    let faults = preflight::kernel_faults(&release_text());
+    let faults = if faults.is_empty() { "none known of this release".to_owned() } else { faults.join("; ") };
     let missing = missing_capabilities();
     let privileges = if is_in_user_namespace() {
         Feature::NotPermitted("inside a user namespace: run in the initial one".to_owned())
@@ -229,6 +206,7 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
     };
     vec![
         ("kernel", kernel),
+        ("faults", Feature::Available(faults)),
         ("privileges", privileges),
         (
             "lockdown",
@@ -240,7 +218,9 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
         ),
         (
             "uprobes",
-            if uprobes_are_refused() {
+            if uprobes_are_refused() && probe_kind::multi().is_ok() {
+                Feature::Available("by links for many; perf's want CAP_SYS_ADMIN here".to_owned())
+            } else if uprobes_are_refused() {
                 Feature::NotPermitted("CAP_SYS_ADMIN missing, which this kernel wants for them".to_owned())
             } else {
                 file(UPROBE_TYPE, "perf uprobes", "CONFIG_UPROBE_EVENTS is missing")
@@ -297,23 +277,6 @@ mod tests {
         assert_eq!(Release::parse("nonsense"), None);
         assert!(matches!(require_kernel("5.10.0-8-amd64"), Err(AttachError::OldKernel { .. })));
         assert!(require_kernel("5.15.0").is_ok() && require_kernel("6.1.0").is_ok());
-    }
-
-    #[test]
-    fn the_kernels_that_kill_are_known() {
-        for (text, kills) in [
-            ("6.10.14", false),
-            ("6.11.11", true),
-            ("6.12.13", true),
-            ("6.12.14", false),
-            ("6.12.0-55.el10", true),
-            ("6.13.2", true),
-            ("6.13.3", false),
-            ("6.14.0", false),
-            ("6.1.0", false),
-        ] {
-            assert_eq!(Release::parse(text).unwrap().kills_seccomp(), kills, "{text}");
-        }
     }
 
     #[test]

@@ -12,7 +12,7 @@
 mod child;
 mod error;
 mod invoker;
-mod loader;
+pub(crate) mod loader;
 #[cfg(test)]
 mod tests;
 mod tracee;

@@ -13,10 +13,10 @@ use std::{
 
 use object::{Object as _, ReadCache};
 
-use super::{AttachError, maps::MapEntry};
+use super::{AttachError, maps::MapEntry, plain_file};
 
 /// Largest file that is read whole.
-const MAX_BYTES: u64 = 2 << 30;
+pub(super) const MAX_BYTES: u64 = 2 << 30;
 /// How much code is compared to tell one file from another.
 const MAX_COMPARED_BYTES: usize = 64 << 10;
 /// `int3`: what a uprobe, ours or another's, leaves in memory.
@@ -40,7 +40,7 @@ impl ObjectFile {
     pub fn open(tgid: u32, entry: &MapEntry) -> Result<Self, AttachError> {
         let path = entry.display_name();
         let mapped = format!("/proc/{tgid}/map_files/{:x}-{:x}", entry.start, entry.end);
-        let file = File::open(mapped)
+        let file = plain_file::open_linked(&mapped)
             .or_else(|error| open_by_name(tgid, entry).ok_or(error))
             .map_err(|source| AttachError::Object { tgid, path: path.clone(), source })?;
         let build_id = build_id(&file);
@@ -98,8 +98,7 @@ impl ObjectFile {
 /// it is the one that is mapped: by device and inode, or, on overlay file systems, whose mappings tell
 /// other numbers than the file does, by its code.
 fn open_by_name(tgid: u32, entry: &MapEntry) -> Option<File> {
-    let name = OsStr::from_bytes(entry.name.strip_prefix(b"/")?);
-    let file = File::open(Path::new(&format!("/proc/{tgid}/root")).join(name)).ok()?;
+    let file = plain_file::open_in_root_of(tgid, Path::new(OsStr::from_bytes(&entry.name))).ok()?;
     let metadata = file.metadata().ok()?;
     let device =
         u64::from(rustix::fs::major(metadata.dev())) << 32 | u64::from(rustix::fs::minor(metadata.dev()));
@@ -134,7 +133,9 @@ pub(crate) fn read_memory(tgid: u32, address: u64, buffer: &mut [u8]) -> bool {
 }
 
 fn build_id(file: &File) -> Option<String> {
-    if !file.metadata().ok()?.is_file() {
+    let metadata = file.metadata().ok()?;
+    // Tables of headers and of symbols are read into memory: a sparse file can claim any size for them.
+    if !metadata.is_file() || metadata.len() > MAX_BYTES {
         return None;
     }
     let cache = ReadCache::new(OffsetReader::new(file));

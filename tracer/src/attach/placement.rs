@@ -131,7 +131,8 @@ impl Front {
                 self.emulated = Some((index, pushed_bytes));
                 return Ok(());
             }
-            if !is_refused(instruction, body) {
+            let is_unsafe = index > 0 && is_call_sized_nop(bytes_of(instruction, body));
+            if !is_unsafe && !is_refused(instruction, body) {
                 self.probeable.get_or_insert((index, pushed_bytes));
             }
             if instruction.flow_control() != FlowControl::Next {
@@ -186,6 +187,12 @@ fn is_emulated(instruction: &Instruction, body: &[u8]) -> bool {
             | [0xe9 | 0xe8, _, _, _, _]            // jmp, call
             | [0x0f, 0x80..=0x8f, _, _, _, _] // near jcc
     )
+}
+
+/// Nops of five bytes: from 6.18 on the kernel may put a call in their place, whose return address lands in the red zone
+/// of the function, of which the instructions before it may have made use.
+fn is_call_sized_nop(bytes: &[u8]) -> bool {
+    bytes.len() == 5 && matches!(bytes, [0x0f, 0x1f, ..] | [0x66, 0x0f, 0x1f, ..])
 }
 
 /// What the kernel refuses to probe: a lock or segment prefix (`notrack` and the padding nops with `cs`

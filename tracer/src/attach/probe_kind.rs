@@ -11,7 +11,7 @@ use std::{
 use aya_obj::generated::{bpf_cmd, bpf_insn, bpf_map_type::BPF_MAP_TYPE_ARRAY};
 
 use super::{
-    AttachError, maps,
+    AttachError, feature, maps,
     uprobe_multi::{self, Code, Places},
 };
 
@@ -117,7 +117,8 @@ const fn usable(filter: PidFilter) -> Result<PidFilter, MultiError> {
 pub fn choose(choice: ProbeChoice, follow: bool) -> Result<ProbeKind, AttachError> {
     let kind = match choice {
         ProbeChoice::Perf => ProbeKind::Perf,
-        ProbeChoice::Auto if !follow => ProbeKind::Perf,
+        // Kernels from 6.16 on want more rights for perf's.
+        ProbeChoice::Auto if !follow && !feature::uprobes_are_refused() => ProbeKind::Perf,
         ProbeChoice::Auto => multi().map_or_else(
             |error| {
                 log::info!("no uprobe_multi links: {error}");

@@ -20,6 +20,10 @@ use super::{
 
 /// Longest function body that is looked at, in bytes.
 const MAX_BODY_BYTES: u64 = 64 << 10;
+/// Most symbols of the table that are looked at in one object; glibc has some forty.
+const MAX_SYMBOLS: usize = 4096;
+/// Most functions of one object.
+const MAX_DEFINITIONS: usize = 512;
 /// Enough of a function without a size to find its first instructions.
 const UNSIZED_BODY_BYTES: u64 = 64;
 
@@ -142,6 +146,10 @@ fn read_symbols<'d>(
             }),
             _ => {}
         }
+        // A file may call everything in it malloc.
+        if symbols.len() >= MAX_SYMBOLS {
+            break;
+        }
     }
     symbols.sort_by(|a, b| {
         (a.function.id, a.rank, a.address, &a.name).cmp(&(b.function.id, b.rank, b.address, &b.name))
@@ -166,6 +174,9 @@ fn add_symbol(symbol: Symbol, code: &Code<'_>, found: &mut Vec<Definition>, sort
         known.prefixes.extend(prefix);
         known.names.push(name);
         return;
+    }
+    if found.len() >= MAX_DEFINITIONS {
+        return skip(name, "its object defines more functions of these names than are probed");
     }
     let wanted = if size == 0 { UNSIZED_BODY_BYTES } else { size.min(MAX_BODY_BYTES) };
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);

@@ -9,7 +9,11 @@ use std::{
 
 use object::{Object as _, ObjectSection as _, ReadCache};
 
-use super::{maps, object::OffsetReader};
+use super::{
+    maps,
+    object::{MAX_BYTES, OffsetReader},
+    plain_file,
+};
 use crate::model::Runtime;
 
 /// Longest version that is believed.
@@ -39,8 +43,8 @@ pub(super) fn of_process(tgid: u32) -> Option<Runtime> {
 }
 
 fn open_exe(tgid: u32) -> Option<File> {
-    let exe = File::open(format!("/proc/{tgid}/exe")).ok()?;
-    exe.metadata().ok()?.is_file().then_some(exe)
+    let exe = plain_file::open_linked(&format!("/proc/{tgid}/exe")).ok()?;
+    exe.metadata().ok().filter(|exe| exe.is_file() && exe.len() <= MAX_BYTES).map(|_| exe)
 }
 
 /// Name, version and path of the runtime that a file is.
@@ -78,7 +82,7 @@ fn by_name(path: &str) -> Option<(&'static str, Option<String>, String)> {
 fn jvm_version(tgid: u32, libjvm: &str) -> Option<String> {
     let home = Path::new(libjvm).ancestors().nth(3)?;
     let mut release = String::new();
-    File::open(format!("/proc/{tgid}/root{}/release", home.display()))
+    plain_file::open_in_root_of(tgid, &home.join("release"))
         .ok()?
         .take(64 << 10)
         .read_to_string(&mut release)
@@ -105,7 +109,7 @@ fn go_version(exe: &File) -> Option<Option<String>> {
 
 /// Reads the head of `.go.buildinfo`: `\xff Go buildinf:`, pointer size, flags (2: the strings are inline),
 /// and from byte 32 the version with its length in front.
-fn go_version_of(head: &[u8]) -> Option<String> {
+pub(crate) fn go_version_of(head: &[u8]) -> Option<String> {
     let rest = head.strip_prefix(b"\xff Go buildinf:")?;
     if rest.get(1)? & 2 == 0 {
         return None;
@@ -137,7 +141,7 @@ fn node_version(exe: &File) -> Option<String> {
 }
 
 /// The version that stands between `before` and a slash.
-fn version_behind(bytes: &[u8], before: &[u8]) -> Option<String> {
+pub(crate) fn version_behind(bytes: &[u8], before: &[u8]) -> Option<String> {
     bytes.windows(before.len()).enumerate().filter(|(_, window)| *window == before).find_map(|(at, _)| {
         let rest = &bytes[at + before.len()..];
         let length = rest.iter().take(MAX_VERSION_BYTES).position(|byte| *byte == b'/')?;

@@ -6,11 +6,17 @@ use std::{
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
 };
 
-use super::{AttachError, feature, runtime};
+use super::{
+    AttachError,
+    preflight::{Facts, is_secure},
+    runtime,
+};
 use crate::model::Target;
 
 /// Most bytes of a command line that are kept.
 const MAX_CMDLINE_BYTES: u64 = 64 << 10;
+/// More than any kernel writes into `auxv`.
+const MAX_AUXV_BYTES: u64 = 4096;
 /// The kernel's PF_KTHREAD, include/linux/sched.h.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
@@ -21,6 +27,8 @@ pub struct TargetProcess {
     pub target: Target,
     /// Owner.
     pub uid: u32,
+    /// What may stand in the way of probes.
+    pub facts: Facts,
     /// Readable when it has exited.
     pub exit: OwnedFd,
 }
@@ -38,9 +46,10 @@ pub fn examine(tgid: u32) -> Result<TargetProcess, AttachError> {
     }
     let comm = text(read_bounded(tgid, "comm", 256)?.trim_ascii_end());
     refuse_impossible(tgid, &comm, &status)?;
-    feature::require_no_seccomp_kill(tgid, status.seccomp)?;
     let cmdline = read_bounded(tgid, "cmdline", MAX_CMDLINE_BYTES)?;
     let exe = exe_of(tgid)?;
+    let auxv = read_bounded(tgid, "auxv", MAX_AUXV_BYTES).unwrap_or_default();
+    let facts = Facts { is_secure: is_secure(&auxv), ..status.facts };
     let target = Target {
         tgid,
         inner_tgid: status.inner_tgid.filter(|inner| *inner != tgid),
@@ -49,7 +58,7 @@ pub fn examine(tgid: u32) -> Result<TargetProcess, AttachError> {
         exe: Some(exe),
         runtime: runtime::of_process(tgid),
     };
-    Ok(TargetProcess { target, uid: status.uid, exit })
+    Ok(TargetProcess { target, uid: status.uid, facts, exit })
 }
 
 /// The language runtime that a process runs, as far as its files tell. Needs no privileges beyond reading /proc.
@@ -69,7 +78,7 @@ pub fn examine_child(tgid: u32, parent: &Target) -> Result<TargetProcess, Attach
     }
     let target =
         Target { tgid, inner_tgid: status.inner_tgid.filter(|inner| *inner != tgid), ..parent.clone() };
-    Ok(TargetProcess { target, uid: status.uid, exit })
+    Ok(TargetProcess { target, uid: status.uid, facts: status.facts, exit })
 }
 
 fn open_pidfd(tgid: u32) -> Result<OwnedFd, AttachError> {
@@ -130,13 +139,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn split_arguments(cmdline: &[u8]) -> Vec<String> {
+pub(crate) fn split_arguments(cmdline: &[u8]) -> Vec<String> {
     let cmdline = cmdline.strip_suffix(b"\0").unwrap_or(cmdline);
     if cmdline.is_empty() { Vec::new() } else { cmdline.split(|byte| *byte == 0).map(text).collect() }
 }
 
 /// Field 9 of `/proc/PID/stat`, behind the name in parentheses, which may hold anything.
-fn flags_of_stat(stat: &[u8]) -> Option<u64> {
+pub(crate) fn flags_of_stat(stat: &[u8]) -> Option<u64> {
     let behind = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(stat.get(behind + 1..)?).ok()?;
     rest.split_ascii_whitespace().nth(6)?.parse().ok()
@@ -144,16 +153,16 @@ fn flags_of_stat(stat: &[u8]) -> Option<u64> {
 
 /// The fields of `/proc/PID/status` that matter.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Status {
+pub(crate) struct Status {
     tgid: Option<u32>,
     inner_tgid: Option<u32>,
     state: Option<char>,
     uid: u32,
-    seccomp: u32,
+    facts: Facts,
 }
 
 impl Status {
-    fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let mut status = Self::default();
         for line in text(bytes).lines() {
             let Some((name, value)) = line.split_once(':') else { continue };
@@ -164,7 +173,11 @@ impl Status {
                 "State" => status.state = words.next().and_then(|word| word.chars().next()),
                 // real, effective, saved, filesystem
                 "Uid" => status.uid = words.nth(1).and_then(|word| word.parse().ok()).unwrap_or(0),
-                "Seccomp" => status.seccomp = words.next().and_then(|word| word.parse().ok()).unwrap_or(0),
+                "Seccomp" => status.facts.is_filtered = words.next().is_some_and(|mode| mode != "0"),
+                "TracerPid" => {
+                    let tracer = words.next().and_then(|word| word.parse().ok());
+                    status.facts.tracer = tracer.filter(|tracer| *tracer != 0);
+                }
                 _ => {}
             }
         }

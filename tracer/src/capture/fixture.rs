@@ -246,6 +246,7 @@ impl Recording {
     }
 
     /// The recording as the reader gives it back.
+    #[cfg(test)]
     pub(crate) fn capture(&self) -> Capture {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fixture.offheap");

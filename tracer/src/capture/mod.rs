@@ -7,7 +7,8 @@
 mod begin;
 mod create;
 mod error;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code))]
 pub(crate) mod fixture;
 mod head;
 mod ledger;

@@ -3,6 +3,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use crate::attach::selection::CallEnds;
+
 use super::args::{
     AllocatorArgs, CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, RecordingArgs, ReportArgs,
     SelectionArgs,
@@ -10,8 +12,8 @@ use super::args::{
 use super::diff::diff;
 use super::message::not_a_command;
 use super::plan::{
-    Action, AllocatorSelection, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, LensKey, Limits,
-    ProbeKindKey, RecordPlan, ReportPlan, RssPlan, Scope, Selection, TargetPlan, Verbosity,
+    Action, AllocatorSelection, CallEndsKey, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation,
+    LensKey, Limits, ProbeKindKey, RecordPlan, ReportPlan, RssPlan, Scope, Selection, TargetPlan, Verbosity,
 };
 use super::rss::RssArgs;
 
@@ -154,7 +156,12 @@ fn wants_color(global: &GlobalArgs, no_color: bool, is_terminal: bool) -> bool {
 }
 
 fn allocator_selection(args: AllocatorArgs) -> AllocatorSelection {
-    AllocatorSelection { prefixes: args.allocator_prefix, objects: args.object }
+    let ends = match args.call_ends {
+        CallEndsKey::Auto => CallEnds::Auto,
+        CallEndsKey::Return => CallEnds::Return,
+        CallEndsKey::Exits => CallEnds::Exits,
+    };
+    AllocatorSelection { prefixes: args.allocator_prefix, objects: args.object, ends }
 }
 
 fn quick_record(

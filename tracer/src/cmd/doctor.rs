@@ -9,6 +9,7 @@ use crate::{
     attach::{
         discover::{Allocator, Discoverer, End, Probed},
         feature::{self, Feature},
+        preflight,
         resolve::Skipped,
         selection::Selection,
         target,
@@ -61,8 +62,14 @@ fn process(tgid: NonZeroU32, selection: &Selection, out: &mut impl Write) -> Res
     );
     writeln!(out, "  runtime     {}", escape(&runtime))?;
     let is_go = target.runtime.as_ref().is_some_and(|runtime| runtime.name == "go");
+    preflight::require_survival(tgid.get(), process.facts, selection.ends)?;
     let mut discoverer = Discoverer::new(selection.clone());
     let allocators = discoverer.discover(tgid.get())?;
+    let others = preflight::foreign_breakpoints(tgid.get(), &allocators);
+    for finding in preflight::findings(tgid.get(), process.facts, is_go, others) {
+        let mark = if finding.is_notable { "!!" } else { "ok" };
+        writeln!(out, "  {mark}  {:<11} {}", finding.name, finding.text)?;
+    }
     for allocator in &allocators {
         describe(allocator, out)?;
     }

@@ -26,7 +26,7 @@ const LITTLE_ENDIAN: u8 = 1;
 const MAX_FOLDERS: usize = 1000;
 
 /// Counters by name.
-pub(super) type Counters = HashMap<String, u64>;
+pub(crate) type Counters = HashMap<String, u64>;
 
 /// Reads the counters of a process; `None` if it has none that can be read.
 pub(super) fn read(tgid: u32, context: &Context<'_>) -> Option<Counters> {
@@ -75,7 +75,7 @@ fn read_file(tgid: u32) -> Option<Vec<u8>> {
 }
 
 /// Reads the entries that are single numbers; those that lie are left out.
-fn parse(bytes: &[u8]) -> Option<Counters> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<Counters> {
     let half = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?));
     if !bytes.starts_with(&MAGIC) || bytes.get(4) != Some(&LITTLE_ENDIAN) || bytes.get(5) != Some(&2) {
         return None;
@@ -103,7 +103,7 @@ fn parse(bytes: &[u8]) -> Option<Counters> {
 }
 
 /// Sum of all counters `sun.gc.generation.G.space.S.` + `what`.
-pub(super) fn spaces(counters: &Counters, what: &str) -> Option<u64> {
+pub(crate) fn spaces(counters: &Counters, what: &str) -> Option<u64> {
     let is_space = |name: &str| {
         let parts: Vec<&str> = name.split('.').collect();
         matches!(parts[..], ["sun", "gc", "generation", _, "space", _, last] if last == what)

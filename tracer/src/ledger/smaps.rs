@@ -9,39 +9,39 @@ use std::io::{self, BufRead};
 use crate::attach::maps::{self, MapEntry};
 
 /// Most mappings that are read: sixteen times the kernel's default limit (`vm.max_map_count`).
-pub(super) const MAX_MAPPINGS: usize = 1 << 20;
+pub(crate) const MAX_MAPPINGS: usize = 1 << 20;
 /// Longest line: a path of 4,096 bytes, all of them escaped as four, and what stands before it.
 const MAX_LINE_BYTES: u64 = 20 << 10;
 
 /// One mapping and its sums, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Vma {
+pub(crate) struct Vma {
     /// Where it is.
-    pub(super) entry: MapEntry,
+    pub(crate) entry: MapEntry,
     /// Resident.
-    pub(super) rss_bytes: u64,
+    pub(crate) rss_bytes: u64,
     /// Resident, divided among those who share it.
-    pub(super) pss_bytes: u64,
+    pub(crate) pss_bytes: u64,
     /// Swapped out.
-    pub(super) swap_bytes: u64,
+    pub(crate) swap_bytes: u64,
 }
 
 /// What the file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Smaps {
+pub(crate) struct Smaps {
     /// In order of addresses, no two of which overlap.
-    pub(super) vmas: Vec<Vma>,
+    pub(crate) vmas: Vec<Vma>,
     /// Mappings that were shown twice since they changed while the file was read.
-    pub(super) overlap_count: u64,
+    pub(crate) overlap_count: u64,
     /// There are more mappings than are read.
-    pub(super) is_cut: bool,
+    pub(crate) is_cut: bool,
 }
 
 /// Reads all of it. Lines of another form are passed over: later kernels add some.
 ///
 /// # Errors
 /// Those of the reader.
-pub(super) fn read(mut reader: impl BufRead) -> io::Result<Smaps> {
+pub(crate) fn read(mut reader: impl BufRead) -> io::Result<Smaps> {
     let mut smaps = Smaps::default();
     let mut line = Vec::new();
     let mut end = 0;
@@ -91,13 +91,13 @@ fn add_field(vma: &mut Vma, line: &[u8]) {
 
 impl Smaps {
     /// Drops what a cut has left nothing of.
-    pub(super) fn without_empty(mut self) -> Self {
+    pub(crate) fn without_empty(mut self) -> Self {
         self.vmas.retain(|vma| vma.entry.start < vma.entry.end);
         self
     }
 
     /// Resident bytes of all mappings.
-    pub(super) fn rss_bytes(&self) -> u64 {
+    pub(crate) fn rss_bytes(&self) -> u64 {
         self.vmas.iter().fold(0, |sum, vma| sum.saturating_add(vma.rss_bytes))
     }
 }

@@ -69,7 +69,7 @@ pub(super) fn read(tgid: u32) -> Vec<Thread> {
 }
 
 /// The last but one field of `/proc/PID/task/TID/syscall`; a running thread has none.
-fn stack_pointer(syscall: &str) -> Option<u64> {
+pub(crate) fn stack_pointer(syscall: &str) -> Option<u64> {
     let pointer = syscall.split_whitespace().rev().nth(1)?;
     u64::from_str_radix(pointer.strip_prefix("0x")?, 16).ok().filter(|pointer| *pointer != 0)
 }

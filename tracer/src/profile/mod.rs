@@ -17,7 +17,7 @@ mod process_verdict;
 pub mod simulation;
 mod site;
 mod size_class;
-mod suppression;
+pub(crate) mod suppression;
 mod survival;
 #[cfg(test)]
 mod tests;

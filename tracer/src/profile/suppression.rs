@@ -203,7 +203,7 @@ impl<'a> Matcher<'a> {
 }
 
 /// Whether a pattern is found in a name.
-fn is_match(pattern: &str, name: &str) -> bool {
+pub(crate) fn is_match(pattern: &str, name: &str) -> bool {
     let (pattern, from_start) = match pattern.strip_prefix('^') {
         Some(rest) => (rest, true),
         None => (pattern, false),

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     attach::{
-        AttachError, discover,
+        AttachError, discover, preflight,
         target::{self, TargetProcess},
     },
     model::{Allocator, AllocatorId, Lens, Process, ProcessEnd, ProcessId, Target},
@@ -86,6 +86,18 @@ fn describe(allocator: &discover::Allocator) -> Allocator {
     }
 }
 
+/// What is missed where functions have no return probes.
+fn gaps_of(allocator: &discover::Allocator) -> impl Iterator<Item = String> {
+    let gaps = |probed: &discover::Probed| match &probed.end {
+        discover::End::Exits(exits) => exits.gaps.first().cloned(),
+        _ => None,
+    };
+    allocator.probed.iter().filter_map(move |probed| {
+        let gap = gaps(probed)?;
+        Some(format!("calls of `{}` are missed where {gap}", probed.definition.symbol))
+    })
+}
+
 /// The row of what a process runs now.
 pub(super) fn row(member: &Member, parent: Option<ProcessId>, start_ns: u64) -> Process {
     let program = member.program();
@@ -99,6 +111,7 @@ impl Session {
     /// # Errors
     /// Everything that can stand in the way; a process that has exited meanwhile is one of them.
     pub fn synchronize(&mut self) -> Result<usize, RecordError> {
+        self.look_around()?;
         let all: Vec<NonZeroU32> = self.roster.alive().map(|member| member.tgid).collect();
         let added = all
             .into_iter()
@@ -107,6 +120,25 @@ impl Session {
         self.follow_mappings();
         self.follow_faults()?;
         Ok(added)
+    }
+
+    /// Notes what may go wrong with the processes that were asked for. Once, before any probe is placed: afterwards a
+    /// breakpoint may be our own.
+    fn look_around(&mut self) -> Result<(), RecordError> {
+        for (tgid, facts) in std::mem::take(&mut self.unexamined) {
+            let allocators = match self.options.lenses.contains(&Lens::Malloc) {
+                true => self.discoverer.discover(tgid.get())?,
+                false => Vec::new(),
+            };
+            let others = preflight::foreign_breakpoints(tgid.get(), &allocators);
+            let findings = preflight::findings(tgid.get(), facts, false, others);
+            let notable = findings.into_iter().filter(|finding| finding.is_notable);
+            self.hints.extend(notable.map(|finding| finding.text));
+            if !self.discoverer.has_return_probes() {
+                self.hints.extend(allocators.iter().flat_map(|allocator| gaps_of(allocator)));
+            }
+        }
+        Ok(())
     }
 
     /// The same for one process. Tables come before probes.

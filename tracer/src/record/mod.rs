@@ -24,6 +24,7 @@ mod naming;
 mod options;
 mod probe;
 mod process_code;
+mod rights;
 mod roster;
 mod rss;
 mod session;

@@ -27,6 +27,7 @@ use super::{
     mmap_watch::{Changes, MmapWatch},
     naming::name_frames,
     options::{Outcome, Progress, RecordOptions, header},
+    rights::{Stage, shed},
     roster::Roster,
     rss,
     stacks::StackBook,
@@ -37,7 +38,9 @@ use crate::{
         AttachError,
         absence::Absence,
         discover::Discoverer,
-        maps, probe_kind,
+        feature, maps,
+        preflight::{self, Facts},
+        probe_kind,
         target::TargetProcess,
         tracepoint::{Tracefs, TracepointError},
     },
@@ -90,6 +93,8 @@ pub struct Session {
     ages: Ages,
     first_rss: BTreeMap<u32, u64>,
     pub(super) progress: Progress,
+    /// Processes at whose surroundings nobody has looked yet.
+    pub(super) unexamined: Vec<(NonZeroU32, Facts)>,
 }
 
 impl Session {
@@ -104,9 +109,17 @@ impl Session {
         let mut roster = Roster::new().map_err(system("watch for exits"))?;
         let mut members = Vec::new();
         let mut hints = BTreeSet::new();
+        let release = feature::release_text();
+        hints.extend(
+            preflight::kernel_faults(&release).iter().map(|fault| format!("kernel {release}: {fault}")),
+        );
+        let mut unexamined = Vec::new();
         for process in processes {
+            let facts = process.facts;
+            preflight::require_survival(process.target.tgid, facts, options.selection.ends)?;
             let mut member = super::follow::root(process, &mut roster, &mut hints)?;
             member.code.survey(&mut store)?;
+            unexamined.push((member.tgid, facts));
             members.push(member);
         }
         let new_tasks = new_tasks();
@@ -164,6 +177,7 @@ impl Session {
             started: Instant::now(),
             first_rss: BTreeMap::new(),
             progress: Progress::default(),
+            unexamined,
             hints,
             retired_links: Vec::new(),
             refresh_pause: REFRESH_PAUSE,
@@ -178,6 +192,9 @@ impl Session {
     /// Records until the duration has passed, the processes that were asked for have exited, `stop` is done or a
     /// signal comes. `ready` is called when the loop stands, `show` after each sample.
     ///
+    /// Before it begins, and once more before names are looked for, this thread gives away the rights that are not
+    /// needed any more, for good.
+    ///
     /// # Errors
     /// What was recorded until then is in the capture.
     pub async fn run(
@@ -187,6 +204,7 @@ impl Session {
         mut show: impl FnMut(&Progress),
     ) -> Result<Outcome, RecordError> {
         let system = |operation| move |source| RecordError::System { operation, source };
+        shed(Stage::Recording);
         self.start_clock()?;
         let copy = |fd: std::os::fd::BorrowedFd<'_>| watched(fd.try_clone_to_owned()?);
         let exits = copy(self.roster.exit_fd()).map_err(system("wait for the target"))?;
@@ -562,6 +580,8 @@ impl Session {
             self.writer.add_object(&object)?;
         }
         self.hints.extend(self.store.take_problems());
+        // The target's files are parsed from here on, and nothing else of it is read.
+        shed(Stage::Naming);
         self.name_frames()?;
         let probe_hits = self.probe_hits(&self.programs.tallies()?);
         self.hints.extend(self.silence(probe_hits));

@@ -4,13 +4,12 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
-
 use super::elf::ElfFacts;
+use crate::attach::plain_file::open_below;
 
 /// Where distributions install debug files.
 const DEBUG_DIRECTORY: &str = "usr/lib/debug";
@@ -67,28 +66,6 @@ fn candidates(facts: &ElfFacts, object_path: &Path) -> Vec<PathBuf> {
         paths.push(Path::new(DEBUG_DIRECTORY).join(directory).join(link));
     }
     paths
-}
-
-/// Opens a regular file below `root`, whose symbolic links cannot lead out of it, and which is not opened
-/// before it is known to be a regular file: opening a FIFO blocks, opening a device can do anything.
-pub(super) fn open_below(root: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let place = openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
-    let status = fstat(&place)?;
-    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    reopen(place.as_fd())
-}
-
-/// Opens the same file again, for reading and with an offset of its own.
-pub(super) fn reopen(file: BorrowedFd<'_>) -> io::Result<File> {
-    File::open(fd_path(file))
-}
-
-/// A path that means this descriptor's file, wherever it was and even if it has been deleted.
-pub(super) fn fd_path(file: BorrowedFd<'_>) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// CRC-32 (IEEE 802.3) of a file's contents, up to [`MAX_CHECKSUM_BYTES`]: those of a longer file never match.
@@ -164,27 +141,5 @@ mod tests {
     #[test]
     fn the_checksum_is_the_usual_one() {
         assert_eq!(!extend_checksum(!0, b"123456789"), 0xcbf4_3926);
-    }
-
-    #[test]
-    fn links_stay_below_the_root_and_only_regular_files_are_opened() {
-        let directory = tempfile::tempdir().unwrap();
-        let root = File::open(directory.path()).unwrap();
-        std::fs::write(directory.path().join("inside"), b"inside").unwrap();
-        std::os::unix::fs::symlink("/inside", directory.path().join("absolute")).unwrap();
-        std::os::unix::fs::symlink("../../../../etc/passwd", directory.path().join("escape")).unwrap();
-        rustix::fs::mknodat(&root, "fifo", FileType::Fifo, Mode::RUSR, 0).unwrap();
-
-        let mut text = String::new();
-        open_below(root.as_fd(), Path::new("absolute")).unwrap().read_to_string(&mut text).unwrap();
-        assert_eq!(text, "inside");
-        assert_eq!(
-            open_below(root.as_fd(), Path::new("escape")).unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
-        for not_a_file in ["fifo", "."] {
-            let error = open_below(root.as_fd(), Path::new(not_a_file)).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{not_a_file}");
-        }
     }
 }

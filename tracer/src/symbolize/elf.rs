@@ -16,6 +16,8 @@ const ENDIAN: LittleEndian = LittleEndian;
 const MAX_BUILD_ID_BYTES: usize = 64;
 /// Notes and links beyond this size are not read: they are at most a few hundred bytes.
 const MAX_NOTE_BYTES: u64 = 64 << 10;
+/// Larger files have no names; debug files of browsers have 4 GB.
+const MAX_FILE_BYTES: u64 = 8 << 30;
 /// Files with more sections are refused; linked files have some forty.
 const MAX_SECTIONS: usize = 10_000;
 
@@ -48,6 +50,11 @@ pub(super) struct ElfFacts {
 impl ElfFacts {
     /// Reads the headers of a 64-bit little-endian ELF file.
     pub fn read(file: &File) -> Result<Self, SymbolizeError> {
+        let bytes = file.metadata().map_err(SymbolizeError::Copy)?.len();
+        // Tables of headers are read into memory: a sparse file can claim any size for them.
+        if bytes > MAX_FILE_BYTES {
+            return Err(SymbolizeError::TooLarge { bytes, limit_bytes: MAX_FILE_BYTES });
+        }
         Self::parse(&ReadCache::new(file))
     }
 

@@ -26,6 +26,9 @@ mod prepared;
 mod rewrite;
 mod worker;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::prepared::prepare_headers;
+
 #[cfg(test)]
 pub(crate) mod tests;
 

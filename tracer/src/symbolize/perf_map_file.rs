@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 
 use super::PerfMap;
-use super::debug_file::reopen;
+use crate::attach::plain_file::reopen;
 
 /// Why a perf map is not used.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +33,8 @@ pub enum PerfMapError {
         /// Cause.
         source: io::Error,
     },
-    /// The map is a directory, a device, a FIFO.
-    #[error("`{path}` of the target is not a regular file")]
+    /// The map is a directory, a device, a FIFO, a symbolic link, or another file's second name.
+    #[error("`{path}` of the target is not a regular file of that name alone")]
     NotRegular {
         /// Path in the target's root.
         path: PathBuf,
@@ -219,7 +219,8 @@ impl PerfMapSource {
             Err(errno) => return Err(error(errno.into())),
         };
         let status = place.metadata().map_err(error)?;
-        if !status.is_file() {
+        // A hard link may be one to a file that only root may read.
+        if !status.is_file() || status.nlink() > 1 {
             return Err(PerfMapError::NotRegular { path: self.path.clone() });
         }
         if ![self.uid, 0].contains(&status.uid()) {
@@ -340,7 +341,14 @@ mod tests {
         let (link_path, fifo_path) = (format!("/tmp/perf-{link}.map"), format!("/tmp/perf-{fifo}.map"));
         std::os::unix::fs::symlink("/etc/passwd", &link_path).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &fifo_path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
-        let errors = [open(link).unwrap_err(), open(fifo).unwrap_err()];
+        let (linked, second) = (unused_id(7), unused_id(8));
+        let (linked_path, second_path) =
+            (format!("/tmp/perf-{linked}.map"), format!("/tmp/perf-{second}.map"));
+        fs::write(&linked_path, "1000 10 secret\n").unwrap();
+        fs::hard_link(&linked_path, &second_path).unwrap();
+        let errors = [open(link).unwrap_err(), open(fifo).unwrap_err(), open(second).unwrap_err()];
+        fs::remove_file(linked_path).unwrap();
+        fs::remove_file(second_path).unwrap();
         fs::remove_file(link_path).unwrap();
         fs::remove_file(fifo_path).unwrap();
         assert!(errors.iter().all(|error| matches!(error, PerfMapError::NotRegular { .. })), "{errors:?}");

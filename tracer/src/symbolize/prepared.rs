@@ -11,11 +11,12 @@ use std::sync::Arc;
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized};
 
-use super::debug_file::{fd_path, find_debug_file, reopen};
+use super::debug_file::find_debug_file;
 use super::demangle::{bounded, demangle};
 use super::elf::ElfFacts;
 use super::rewrite::{Links, rewrite};
 use super::{SymbolizeError, nowhere};
+use crate::attach::plain_file::{fd_path, reopen};
 use crate::model::Location;
 use crate::unwind::GoFunctions;
 
@@ -94,6 +95,24 @@ impl Prepared {
         });
         Answer { locations: locations.unwrap_or_else(nowhere), problem }
     }
+}
+
+/// What is done with a file before blazesym sees it: its headers, the copy without what it cannot take. Gives whether there
+/// was anything to be read.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn prepare_headers(bytes: &[u8]) -> bool {
+    use std::io::Write as _;
+    let Ok(mut file) = super::rewrite::memory_file() else { return false };
+    if file.write_all(bytes).is_err() {
+        return false;
+    }
+    let Ok(facts) = ElfFacts::read(&file) else { return false };
+    for links in [Links::Trusted, Links::Untrusted] {
+        let _ = rewrite(&file, &facts, true, links);
+    }
+    let _ = facts.address_of(bytes.len() as u64 / 2).map(|address| facts.is_plt(address));
+    let _ = GoFunctions::from_elf(bytes).map(|go| go.iter().count());
+    true
 }
 
 /// The functions of a Go program by the table that its runtime needs, which is never stripped.

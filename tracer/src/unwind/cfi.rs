@@ -12,6 +12,7 @@ use gimli::{
 
 use super::UnwindError;
 use super::elf::{CodeSegments, Elf, check_limit};
+use crate::attach::code::entry_bytes;
 
 /// Most FDEs of one file.
 const MAX_FDES: u64 = 4_000_000;
@@ -185,7 +186,8 @@ impl<'d> Cfi<'d> {
 
     fn coverage(&self, elf: &Elf<'_>) -> Result<Coverage, UnwindError> {
         let mut coverage = Coverage::default();
-        let mut fdes = as_section!(self, section => scan(&section, &self.bases, &elf.code, &mut coverage))?;
+        let mut fdes =
+            as_section!(self, section => scan(&section, &self.bytes, &self.bases, &elf.code, &mut coverage))?;
         coverage.ranges = flatten(&mut fdes);
         if let Some(stub) = entry_stub(elf, &coverage) {
             let index = coverage.ranges.partition_point(|range| range.start < stub.start);
@@ -202,7 +204,7 @@ impl<'d> Cfi<'d> {
         visit: impl FnMut(u64, u64, Unwind<'_>) -> Result<(), UnwindError>,
     ) -> Result<(), UnwindError> {
         let limit = MAX_EVALUATED_BYTES + MAX_EVALUATIONS * self.bytes.len() as u64;
-        as_section!(self, section => visit_rows(&section, &self.bases, ranges, limit, visit))
+        as_section!(self, section => visit_rows(&section, &self.bytes, &self.bases, (ranges, limit), visit))
     }
 
     /// Evaluates the FDE at `fde_offset` for one address.
@@ -223,10 +225,17 @@ impl<'d> Cfi<'d> {
 }
 
 /// CIEs already parsed, or the error that it was, by offset.
-#[derive(Default)]
-struct CieCache<'d>(HashMap<usize, gimli::Result<CommonInformationEntry<Slice<'d>>>>);
+struct CieCache<'d> {
+    /// The section.
+    bytes: &'d [u8],
+    known: HashMap<usize, gimli::Result<CommonInformationEntry<Slice<'d>>>>,
+}
 
 impl<'d> CieCache<'d> {
+    fn new(bytes: &'d [u8]) -> Self {
+        Self { bytes, known: HashMap::new() }
+    }
+
     fn get<S: UnwindSection<Slice<'d>>>(
         &mut self,
         section: &S,
@@ -234,17 +243,27 @@ impl<'d> CieCache<'d> {
         offset: S::Offset,
     ) -> gimli::Result<CommonInformationEntry<Slice<'d>>> {
         let key = UnwindOffset::into(offset);
-        self.0.entry(key).or_insert_with(|| section.cie_from_offset(bases, offset)).clone()
+        let parse = || {
+            // An FDE may name any place, and parsing a CIE looks through all of it.
+            let is_short = entry_bytes(self.bytes, key).is_some_and(|length| length <= MAX_CIE_BYTES);
+            if is_short {
+                section.cie_from_offset(bases, offset)
+            } else {
+                Err(gimli::Error::NotCieId(key as u64))
+            }
+        };
+        self.known.entry(key).or_insert_with(parse).clone()
     }
 }
 
 fn scan<'d, S: UnwindSection<Slice<'d>>>(
     section: &S,
+    bytes: &'d [u8],
     bases: &BaseAddresses,
     code: &CodeSegments,
     coverage: &mut Coverage,
 ) -> Result<Vec<CodeRange>, UnwindError> {
-    let mut cies = CieCache::default();
+    let mut cies = CieCache::new(bytes);
     let mut fdes = Vec::new();
     let mut entries = section.entries(bases);
     loop {
@@ -329,12 +348,12 @@ fn entry_stub(elf: &Elf<'_>, coverage: &Coverage) -> Option<CodeRange> {
 
 fn visit_rows<'d, S: UnwindSection<Slice<'d>>>(
     section: &S,
+    bytes: &'d [u8],
     bases: &BaseAddresses,
-    ranges: &[CodeRange],
-    max_evaluated_bytes: u64,
+    (ranges, max_evaluated_bytes): (&[CodeRange], u64),
     mut visit: impl FnMut(u64, u64, Unwind<'_>) -> Result<(), UnwindError>,
 ) -> Result<(), UnwindError> {
-    let mut cies = CieCache::default();
+    let mut cies = CieCache::new(bytes);
     let mut context = UnwindContext::<usize, RowStorage>::new_in();
     let mut evaluated_bytes = 0u64;
     for range in ranges {

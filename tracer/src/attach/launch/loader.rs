@@ -64,13 +64,18 @@ impl Loader {
     }
 }
 
-fn base_of(auxv: &[u8]) -> Option<u64> {
+pub(crate) fn base_of(auxv: &[u8]) -> Option<u64> {
+    auxiliary(auxv, AT_BASE).filter(|base| *base != 0)
+}
+
+/// The value of a key of the auxiliary vector.
+pub(crate) fn auxiliary(auxv: &[u8], wanted: u64) -> Option<u64> {
     let words = |pair: &[u8; 16]| {
         let pair = u128::from_le_bytes(*pair);
         (pair as u64, (pair >> 64) as u64)
     };
     let (pairs, _) = auxv.as_chunks::<16>();
-    pairs.iter().map(words).find(|(key, _)| *key == AT_BASE).map(|(_, value)| value).filter(|base| *base != 0)
+    pairs.iter().map(words).find(|(key, _)| *key == wanted).map(|(_, value)| value)
 }
 
 #[cfg(test)]
