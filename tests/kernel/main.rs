@@ -22,6 +22,7 @@ mod process_verdicts;
 mod processes;
 mod programs;
 mod runtime;
+mod sampling;
 mod verdicts;
 mod views;
 mod watch;

@@ -72,6 +72,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("noleak", Recipe::C, "noleak"),
     ("startup", Recipe::C, "startup"),
     ("puppet", Recipe::C, "puppet"),
+    ("paced", Recipe::C, "paced"),
     ("family", Recipe::C, "family"),
     ("grower", Recipe::C, "grower"),
     ("worker", Recipe::C, "worker"),

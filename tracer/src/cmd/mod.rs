@@ -1,5 +1,6 @@
 //! One file per subcommand: wires the stages, prints, has no logic.
 
+pub mod calibrate;
 pub mod check;
 pub mod completions;
 pub mod demo;
@@ -7,6 +8,7 @@ pub mod demo_target;
 pub mod diff;
 pub mod doctor;
 pub mod export;
+pub mod pair_target;
 pub mod record;
 pub mod report;
 pub mod rss;
