@@ -25,6 +25,7 @@ mod process_verdicts;
 mod processes;
 mod programs;
 mod runtime;
+mod sampling;
 mod soak;
 mod verdicts;
 mod views;

@@ -73,6 +73,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("startup", Recipe::C, "startup"),
     ("puppet", Recipe::C, "puppet"),
     ("hostile", Recipe::C, "hostile"),
+    ("paced", Recipe::C, "paced"),
     ("family", Recipe::C, "family"),
     ("careless", Recipe::C, "careless"),
     ("soak", Recipe::Cpp, "soak"),

@@ -3,6 +3,8 @@
  *   leak COUNT BYTES     allocates blocks from one site
  *   stacks COUNT BYTES   allocates blocks from COUNT different stacks
  *   balance COUNT BYTES  allocates and releases
+ *   resize COUNT BYTES   a block that is resized COUNT times, by BYTES more and less, and released
+ *   regrow COUNT BYTES   blocks that are resized to three times BYTES and kept
  *   exit STATUS          ends
  */
 #include "target.h"
@@ -31,6 +33,22 @@ static SITE void site_balance(unsigned long count, unsigned long bytes)
     }
 }
 
+static SITE void site_resize(unsigned long count, unsigned long bytes)
+{
+    void *block = malloc(bytes);
+    for (unsigned long i = 0; i < count; i++) {
+        block = realloc(block, opaque(i % 2 ? bytes : 20 * bytes));
+        KEEP(block);
+    }
+    free(block);
+}
+
+static SITE void site_regrow(unsigned long count, unsigned long bytes)
+{
+    for (unsigned long i = 0; i < count; i++)
+        KEEP(realloc(malloc(bytes), opaque(3 * bytes)));
+}
+
 int main(void)
 {
     char line[128], verb[16];
@@ -46,6 +64,10 @@ int main(void)
                 site_stacks(depth, second);
         else if (!strcmp(verb, "balance"))
             site_balance(first, second);
+        else if (!strcmp(verb, "resize"))
+            site_resize(first, second);
+        else if (!strcmp(verb, "regrow"))
+            site_regrow(first, second);
         else if (!strcmp(verb, "exit"))
             return (int)first;
         else

@@ -5,6 +5,7 @@
 //! * [`cookie`]: how one row of that table travels to the kernel, as an attach cookie.
 //! * [`outcome`]: the pure rule of what an entry and its return mean together.
 //! * [`row`]: the 4-byte unwind row and its escape rule.
+//! * [`sampling`]: which allocations are sampled, and what a sampled one stands for.
 //!
 //! Nothing here allocates, does I/O or depends on another crate, so that every rule can be tested on
 //! the host and used as it stands inside the BPF programs.
@@ -16,3 +17,4 @@ pub mod cookie;
 pub mod func;
 pub mod outcome;
 pub mod row;
+pub mod sampling;

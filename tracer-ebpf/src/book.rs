@@ -4,11 +4,14 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::generated::bpf_ktime_get_ns,
 };
-use tracer_common::abi::{LIFETIME_BUCKETS, LiveBlock, LiveKey, Loss, SITE_LOST, lifetime_bucket};
+use tracer_common::{
+    abi::{LIFETIME_BUCKETS, LiveBlock, LiveKey, Loss, SITE_LOST, lifetime_bucket},
+    sampling::{self, Weight},
+};
 
 use crate::{
     atomic,
-    map::{self, EXECS, LIFETIMES, LIVE, SITES, TALLIES},
+    map::{self, EXECS, LIFETIMES, LIVE, SETTINGS, SITES, TALLIES},
 };
 
 /// The kernel's EEXIST, negated.
@@ -42,6 +45,16 @@ pub fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// What a block adds to the counters of its site. The same at its birth and at its end.
+#[inline(always)]
+fn weight(block: &LiveBlock) -> Weight {
+    let settings = SETTINGS.load();
+    if !settings.is_estimate() {
+        return Weight { bytes: block.size_bytes, count: 1 };
+    }
+    sampling::weight(settings.sample_bytes, block.size_bytes, block.scale)
+}
+
 /// Books a new block. The order matters: what is not in the live map is not counted either, or it could
 /// never be counted as freed.
 #[inline(always)]
@@ -71,10 +84,11 @@ pub fn allocation(key: LiveKey, block: LiveBlock) {
         }
     }
     if let Some(site) = SITES.get_ptr_mut(block.site) {
+        let weight = weight(&block);
         // SAFETY: a map value.
         unsafe {
-            atomic::add(&raw mut (*site).allocated_bytes, block.size_bytes);
-            atomic::add(&raw mut (*site).allocated_count, 1);
+            atomic::add(&raw mut (*site).allocated_bytes, weight.bytes);
+            atomic::add(&raw mut (*site).allocated_count, weight.count);
         }
     }
 }
@@ -100,15 +114,16 @@ pub fn take(key: LiveKey) -> Option<LiveBlock> {
 #[inline(always)]
 pub fn freed(block: &LiveBlock) {
     if let Some(site) = SITES.get_ptr_mut(block.site) {
+        let weight = weight(block);
         // SAFETY: a map value.
         unsafe {
-            atomic::add(&raw mut (*site).freed_bytes, block.size_bytes);
-            atomic::add(&raw mut (*site).freed_count, 1);
+            atomic::add(&raw mut (*site).freed_bytes, weight.bytes);
+            atomic::add(&raw mut (*site).freed_count, weight.count);
         }
     }
 }
 
-/// Counts a block as freed that the program has released just now.
+/// Counts a block as freed that the program has released just now. Lifetimes are of the blocks that were seen, unweighted.
 #[inline(always)]
 pub fn released(block: &LiveBlock) {
     freed(block);
@@ -117,6 +132,15 @@ pub fn released(block: &LiveBlock) {
     if bucket < LIFETIME_BUCKETS {
         // SAFETY: a map value; the index is within the array.
         unsafe { atomic::add((&raw mut (*lifetimes).counts).cast::<u64>().add(bucket), 1) };
+    }
+}
+
+/// Counts the release of a block that is not booked. In estimates most of them were not sampled, and those from before the
+/// attach cannot be told from these: they are not counted then.
+#[inline(always)]
+pub fn unknown_release() {
+    if !SETTINGS.load().is_estimate() {
+        tally(Loss::UnknownRelease, 0);
     }
 }
 

@@ -3,15 +3,18 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::BPF_NOEXIST,
-    helpers::generated::{bpf_get_attach_cookie, bpf_probe_read_user},
+    helpers::generated::{bpf_get_attach_cookie, bpf_get_prandom_u32, bpf_probe_read_user},
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::{debug, trace};
 use core::ffi::c_void;
 use tracer_common::{
-    abi::{CallInFlight, LENS_MALLOC, LiveBlock, LiveKey, Loss},
+    abi::{
+        CALL_BOOKED, CALL_NONE, CALL_UNSAMPLED, CallInFlight, LENS_MALLOC, LiveBlock, LiveKey, Loss,
+        scale_of_window,
+    },
     cookie::{Cookie, SHAPE_ALIGNED_OUT, SHAPE_ALLOCATE_ARRAY, SHAPE_RESIZE_ARRAY, SHAPE_RESIZE_IN_PLACE},
-    outcome,
+    outcome, sampling,
 };
 
 use crate::{
@@ -29,9 +32,11 @@ const EMPTY: CallInFlight = CallInFlight {
     pointer: 0,
     limit_bytes: 0,
     return_address: 0,
-    aside: LiveBlock { size_bytes: 0, born_ns: 0, site: 0, function: 0, reserved: [0; 3] },
-    active: 0,
+    aside: LiveBlock { size_bytes: 0, born_ns: 0, site: 0, function: 0, reserved: 0, scale: 0 },
+    active: CALL_NONE,
     has_aside: 0,
+    until_sample_bytes: 0,
+    window: 0,
 };
 
 /// Remembers the call; for a resize, sets the old block aside.
@@ -43,6 +48,10 @@ pub fn enter(ctx: &ProbeContext) {
     let regs = Registers::new(ctx.regs);
     // SAFETY: `ctx` is the context the kernel passed.
     let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
+    let (window, shape) = (map::window(), cookie.shape());
+    if scale_of_window(window) == 0 && !outcome::resizes(shape) {
+        return; // nobody looks now; its probe is about to go
+    }
     let pid_tgid = task::pid_tgid();
     let tgid = task::memory_owner(pid_tgid);
     let entry_sp = regs.sp().wrapping_add(cookie.pushed_bytes());
@@ -53,6 +62,8 @@ pub fn enter(ctx: &ProbeContext) {
                 return book::tally(Loss::InFlightFull, 0);
             }
             let Some(call) = CALLS.get_ptr_mut(pid_tgid) else { return };
+            // SAFETY: a map value that only this thread's programs touch.
+            unsafe { (*call).until_sample_bytes = next_sample_bytes() };
             call
         }
     };
@@ -60,7 +71,10 @@ pub fn enter(ctx: &ProbeContext) {
     let call = unsafe { &mut *call };
     // What the caller of this one has entered at the same stack pointer, left by a jump, returns with it.
     let mut returns_elsewhere = false;
-    if call.active != 0 {
+    if call.active != CALL_NONE && ends_unseen(call, window) {
+        call.active = CALL_NONE;
+    }
+    if call.active != CALL_NONE {
         if outcome::is_nested(call.entry_sp, entry_sp) && still_runs(call) {
             return book::tally(Loss::NestedCall, 0);
         }
@@ -74,7 +88,6 @@ pub fn enter(ctx: &ProbeContext) {
             book::restore(LiveKey { tgid, reserved: 0, address: call.pointer }, call.aside);
         }
     }
-    let shape = cookie.shape();
     let size = regs.argument(cookie.size_argument());
     call.size_bytes = if shape == SHAPE_ALLOCATE_ARRAY || shape == SHAPE_RESIZE_ARRAY {
         outcome::array_bytes(regs.argument(cookie.count_argument()), size)
@@ -87,6 +100,7 @@ pub fn enter(ctx: &ProbeContext) {
     call.pointer = 0;
     call.limit_bytes = 0;
     call.return_address = 0;
+    call.window = window;
     if cookie.is_left_at_exit() && !returns_elsewhere {
         call.return_address = user_word(entry_sp).unwrap_or(0);
     }
@@ -104,11 +118,40 @@ pub fn enter(ctx: &ProbeContext) {
                     call.aside = block;
                     call.has_aside = 1;
                 }
-                None => book::tally(Loss::UnknownRelease, 0),
+                None => book::unknown_release(),
             }
         }
     }
-    call.active = 1;
+    // How large a block is that was resized in place is known at the end only.
+    let is_open = shape == SHAPE_RESIZE_IN_PLACE || is_sampled(call, call.size_bytes);
+    call.active = if is_open && scale_of_window(window) != 0 { CALL_BOOKED } else { CALL_UNSAMPLED };
+}
+
+/// Whether a block of this size is to be booked; moves the thread on towards its next sample point.
+#[inline(always)]
+fn is_sampled(call: &mut CallInFlight, size_bytes: u64) -> bool {
+    if SETTINGS.load().sample_bytes == 0 {
+        return true;
+    }
+    sampling::is_sampled(&mut call.until_sample_bytes, size_bytes, next_sample_bytes)
+}
+
+/// Bytes from one sample point to the next.
+#[inline(always)]
+fn next_sample_bytes() -> u64 {
+    let interval_bytes = SETTINGS.load().sample_bytes;
+    if interval_bytes == 0 {
+        return 0;
+    }
+    // SAFETY: the helper has no arguments and cannot fail.
+    sampling::exponential_bytes(unsafe { bpf_get_prandom_u32() }, interval_bytes)
+}
+
+/// Whether nobody saw or will see the end of an earlier call: the probes that would have were taken off with its window. Those
+/// of calls that resize stay.
+#[inline(always)]
+fn ends_unseen(call: &CallInFlight, window: u64) -> bool {
+    call.window != window && !outcome::resizes(Cookie(call.cookie).shape())
 }
 
 /// Whether an outer call is still in progress, as far as that can be seen.
@@ -140,12 +183,12 @@ pub fn leave(ctx: &RetProbeContext) {
     // SAFETY: a map value that only this thread's programs touch.
     let call = unsafe { &mut *call };
     if !outcome::is_return_of(call.entry_sp, regs.sp()) {
-        if call.active == 0 {
+        if call.active == CALL_NONE {
             book::tally(Loss::UnmatchedReturn, 0);
         }
         return; // the return of a nested call
     }
-    if call.active == 0 {
+    if call.active == CALL_NONE {
         return; // a function that was left by a jump into another one: both return at once
     }
     finish(ctx, call, pid_tgid, regs.result(), regs.start());
@@ -161,7 +204,7 @@ pub fn leave_at_exit(ctx: &ProbeContext) {
     // SAFETY: a map value that only this thread's programs touch.
     let call = unsafe { &mut *call };
     let sp = regs.sp();
-    if call.active == 0 || call.return_address == 0 || call.entry_sp != sp {
+    if call.active == CALL_NONE || call.return_address == 0 || call.entry_sp != sp {
         return;
     }
     if user_word(sp) != Some(call.return_address) {
@@ -175,8 +218,12 @@ pub fn leave_at_exit(ctx: &ProbeContext) {
 /// Books a call that has come to its end; `start` is the caller's state behind the return.
 #[inline(always)]
 fn finish<C: EbpfContext>(ctx: &C, call: &mut CallInFlight, pid_tgid: u64, returned: u64, start: Start) {
+    let is_booked = call.active == CALL_BOOKED;
+    call.active = CALL_NONE;
+    if !is_booked && call.has_aside == 0 {
+        return;
+    }
     let tgid = task::memory_owner(pid_tgid);
-    call.active = 0;
     let cookie = Cookie(call.cookie);
     let shape = cookie.shape();
     let mut size_bytes = call.size_bytes;
@@ -211,6 +258,9 @@ fn finish<C: EbpfContext>(ctx: &C, call: &mut CallInFlight, pid_tgid: u64, retur
             book::restore(LiveKey { tgid, reserved: 0, address: call.pointer }, call.aside);
         }
     }
+    if !is_booked {
+        return;
+    }
     if address == 0 {
         return book::tally(Loss::FailedAllocation, 0);
     }
@@ -220,6 +270,9 @@ fn finish<C: EbpfContext>(ctx: &C, call: &mut CallInFlight, pid_tgid: u64, retur
     let settings = SETTINGS.load();
     if size_bytes < settings.min_size_bytes || size_bytes > settings.max_size_bytes {
         return book::tally(Loss::FilteredSize, size_bytes);
+    }
+    if shape == SHAPE_RESIZE_IN_PLACE && !is_sampled(call, size_bytes) {
+        return;
     }
     let origin = Origin { lens: LENS_MALLOC, origin: cookie.allocator(), call_sp: 0 };
     let site = intern::site_of_stack(ctx, (pid_tgid, tgid), start, origin, size_bytes);
@@ -231,7 +284,8 @@ fn finish<C: EbpfContext>(ctx: &C, call: &mut CallInFlight, pid_tgid: u64, retur
             born_ns: book::now_ns(),
             site,
             function: cookie.function(),
-            reserved: [0; 3],
+            reserved: 0,
+            scale: scale_of_window(call.window),
         },
     );
 }

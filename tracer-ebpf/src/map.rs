@@ -6,9 +6,12 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
-use tracer_common::abi::{
-    CallInFlight, EscapeRule, FAULT_STATES, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, PageFault,
-    PageKey, Process, RowChunk, SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, SiteLifetimes, Tally,
+use tracer_common::{
+    abi::{
+        CallInFlight, EscapeRule, FAULT_STATES, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, PageFault,
+        PageKey, Process, RowChunk, SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, SiteLifetimes, Tally,
+    },
+    sampling::SCALE_ONE,
 };
 
 use crate::scratch::Slot;
@@ -77,6 +80,21 @@ pub static SHARER_COUNT: Array<u32> = Array::with_max_entries(1, 0);
 /// are while the probes are taken off, one after the other.
 #[map]
 pub static STOPPED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Element 0: the window that is now ([`tracer_common::abi::window`]). User space writes it, where allocations are booked in
+/// windows.
+#[map]
+pub static WINDOW: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The window that is now: of all times alike where there are none.
+#[inline(always)]
+pub fn window() -> u64 {
+    if SETTINGS.load().has_windows == 0 {
+        return u64::from(SCALE_ONE);
+    }
+    // SAFETY: a map value, which user space writes as a whole.
+    WINDOW.get_ptr(0).map_or(0, |window| unsafe { core::ptr::read_volatile(window) })
+}
 
 /// Whether the recording has ended.
 #[inline(always)]

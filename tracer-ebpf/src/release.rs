@@ -1,14 +1,11 @@
 //! Releasing functions.
 
 use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_attach_cookie, programs::ProbeContext};
-use tracer_common::{
-    abi::{LiveKey, Loss},
-    cookie::Cookie,
-};
+use tracer_common::{abi::LiveKey, cookie::Cookie};
 
 use crate::{
     book,
-    map::{self, CALLS},
+    map::{self, CALLS, SETTINGS},
     task::{self, Registers},
 };
 
@@ -28,11 +25,12 @@ pub fn enter(ctx: &ProbeContext) {
     let pid_tgid = task::pid_tgid();
     match book::take(LiveKey { tgid: task::memory_owner(pid_tgid), reserved: 0, address }) {
         Some(block) => book::released(&block),
+        None if SETTINGS.load().is_estimate() => {}
         None => {
             // Inside of an allocator call it is the allocator's own block, or one that is set aside.
             // SAFETY: a map value.
             if !CALLS.get_ptr(pid_tgid).is_some_and(|call| unsafe { (*call).active } != 0) {
-                book::tally(Loss::UnknownRelease, 0);
+                book::unknown_release();
             }
         }
     }

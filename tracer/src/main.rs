@@ -73,7 +73,9 @@ fn run(invocation: &Invocation, width: Option<u16>) -> anyhow::Result<ExitCode> 
         Action::Rss(plan) => cmd::rss::run(plan, out, err)?,
         Action::Watch(plan) => cmd::watch::run(plan, invocation.verbosity, out, err)?,
         Action::Check(plan) => cmd::check::run(plan, invocation.verbosity, out, err)?,
-        Action::Doctor { tgid, selection } => cmd::doctor::run(*tgid, selection, out)?,
+        Action::Doctor { tgid, selection, calibrates } => {
+            cmd::doctor::run(*tgid, selection, *calibrates, out)?
+        }
         Action::Demo { output_directory } => {
             cmd::demo::run(output_directory, invocation.color_stdout, width, out, err)?
         }
@@ -87,6 +89,10 @@ fn run(invocation: &Invocation, width: Option<u16>) -> anyhow::Result<ExitCode> 
         }
         Action::DemoTarget { duration } => {
             cmd::demo_target::run(*duration, &mut io::stdin().lock(), out)?;
+            ExitStatus::Done
+        }
+        Action::PairTarget => {
+            cmd::pair_target::run(&mut io::stdin().lock(), out)?;
             ExitStatus::Done
         }
         Action::BenchFloor { tgid, probe_kind } => cmd::unwind::run_floor(*tgid, *probe_kind, err)?,

@@ -28,9 +28,19 @@ pub struct LiveBlock {
     /// Id of the allocator function ([`crate::func::Function::id`]).
     pub function: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: u8,
+    /// In estimates: how many blocks it stands for because it was born in a part of the time of which only some was seen, in
+    /// sixteenths ([`crate::sampling::SCALE_ONE`]). Else 0, and not looked at.
+    pub scale: u16,
 }
-layout!(LiveBlock, 24, [size_bytes: u64, born_ns: u64, site: u32, function: u8, reserved: [u8; 3]]);
+layout!(LiveBlock, 24, [size_bytes: u64, born_ns: u64, site: u32, function: u8, reserved: u8, scale: u16]);
+
+/// The thread is in no call.
+pub const CALL_NONE: u32 = 0;
+/// The call's block will be booked.
+pub const CALL_BOOKED: u32 = 1;
+/// The call's block was not sampled: it will not be booked, and neither will those of calls inside of this one.
+pub const CALL_UNSAMPLED: u32 = 2;
 
 /// The outermost allocator call that a thread is in. One per thread, key is `pid_tgid`; kept when the
 /// call has returned, with `active` 0, because a fresh map entry per call costs more than a lookup.
@@ -51,9 +61,26 @@ pub struct CallInFlight {
     pub return_address: u64,
     /// Resize: the old block, set aside until the outcome is known. Valid if `has_aside` is 1.
     pub aside: LiveBlock,
-    /// 1 while the thread is inside the call.
+    /// `CALL_` constant.
     pub active: u32,
     /// 1 if `aside` holds a block.
     pub has_aside: u32,
+    /// Bytes that the thread will ask for before the next sample point. Kept from call to call; 0 where nothing is sampled.
+    pub until_sample_bytes: u64,
+    /// The window in which the call was entered ([`crate::abi::window`]); 0 where there are no windows.
+    pub window: u64,
 }
-layout!(CallInFlight, 80, [entry_sp: u64, cookie: u64, size_bytes: u64, pointer: u64, limit_bytes: u64, return_address: u64, aside: LiveBlock, active: u32, has_aside: u32]);
+layout!(CallInFlight, 96, [entry_sp: u64, cookie: u64, size_bytes: u64, pointer: u64, limit_bytes: u64, return_address: u64, aside: LiveBlock, active: u32, has_aside: u32, until_sample_bytes: u64, window: u64]);
+
+/// A window: a time in which allocations are seen, or are not. `number` tells one from the next, `scale` is what blocks that are
+/// born in it stand for, in sixteenths; 0: allocations are not booked.
+#[inline(always)]
+pub const fn window(number: u64, scale: u16) -> u64 {
+    number << 16 | scale as u64
+}
+
+/// The scale of a window.
+#[inline(always)]
+pub const fn scale_of_window(window: u64) -> u16 {
+    window as u16
+}

@@ -13,7 +13,9 @@ mod mapping_event;
 mod setting;
 mod site;
 
-pub use call::{CallInFlight, LiveBlock, LiveKey};
+pub use call::{
+    CALL_BOOKED, CALL_NONE, CALL_UNSAMPLED, CallInFlight, LiveBlock, LiveKey, scale_of_window, window,
+};
 pub use end::StackEnd;
 pub use event::{
     EVENT_EXEC, EVENT_FORK, EVENT_REFRESH, EVENT_STACK, EventHeader, FORK_EXECUTED, FRAME_INTERRUPTED,

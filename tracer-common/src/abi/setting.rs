@@ -22,8 +22,14 @@ pub struct Settings {
     pub fault_capacity: u32,
     /// 1: probes do not run for processes that share the memory of a traced one without being its threads; these are counted.
     pub sharers_unseen: u32,
+    /// Mean bytes from one sample point to the next ([`crate::sampling`]); 0: every allocation is booked.
+    pub sample_bytes: u64,
+    /// 1: allocations are booked in windows only.
+    pub has_windows: u32,
+    /// Zero.
+    pub padding: u32,
 }
-layout!(Settings, 40, [min_size_bytes: u64, max_size_bytes: u64, max_sites: u32, reserved: u32, follow: u32, clone_flags_offset: u32, fault_capacity: u32, sharers_unseen: u32]);
+layout!(Settings, 56, [min_size_bytes: u64, max_size_bytes: u64, max_sites: u32, reserved: u32, follow: u32, clone_flags_offset: u32, fault_capacity: u32, sharers_unseen: u32, sample_bytes: u64, has_windows: u32, padding: u32]);
 
 impl Settings {
     /// Books every size, follows nobody.
@@ -36,5 +42,14 @@ impl Settings {
         clone_flags_offset: 32,
         fault_capacity: 1 << 19,
         sharers_unseen: 0,
+        sample_bytes: 0,
+        has_windows: 0,
+        padding: 0,
     };
+
+    /// Whether counters are estimates: weights are added, and counts have [`crate::sampling::COUNT_FRACTION_BITS`].
+    #[inline(always)]
+    pub const fn is_estimate(&self) -> bool {
+        self.sample_bytes != 0 || self.has_windows != 0
+    }
 }

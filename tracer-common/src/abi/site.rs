@@ -20,7 +20,8 @@ pub struct SiteKey {
 layout!(SiteKey, 16, [tgid: u32, epoch: u32, stack_hash: u64]);
 
 /// Totals of one site since the start of the recording; they only ever grow.
-/// Outstanding = allocated minus freed.
+/// Outstanding = allocated minus freed. Where they are estimates ([`super::Settings::is_estimate`]), blocks add their weight, and
+/// counts have [`crate::sampling::COUNT_FRACTION_BITS`] behind the point.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SiteCounters {

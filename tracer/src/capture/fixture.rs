@@ -5,17 +5,19 @@ use std::path::Path;
 
 use tracer_common::abi::{Loss, SiteCounters};
 
+mod estimated;
 mod resident;
 mod server;
 
+pub(crate) use estimated::{budgeted, sampled};
 pub(crate) use resident::{resident, watched};
 pub(crate) use server::server;
 
-use super::{Capture, CaptureWriter, Header};
+use super::{Budget, Capture, CaptureWriter, Header};
 use crate::model::{
     Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Ledger, Lens, Lifetime, LiveAge, LiveSize,
     Location, LossTally, MemoryClass, MemoryLimit, Object, ObjectId, Process, ProcessEnd, ProcessId,
-    RssSample, Runtime, RuntimeFigure, SiteClass, Stack, StackEnd, Target,
+    RssSample, Runtime, RuntimeFigure, SampledAge, SiteClass, Stack, StackEnd, Target,
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -42,8 +44,10 @@ pub(crate) struct Recording {
     pub(crate) lifetimes: Vec<Lifetime>,
     pub(crate) losses: Vec<LossTally>,
     pub(crate) live_ages: Vec<LiveAge>,
+    pub(crate) sampled_ages: Vec<SampledAge>,
     pub(crate) live_sizes: Vec<LiveSize>,
     pub(crate) overhead: Option<(u64, Option<u64>)>,
+    pub(crate) budget: Option<Budget>,
     pub(crate) hints: Vec<String>,
     pub(crate) finish: Option<(EndReason, u64)>,
 }
@@ -96,8 +100,10 @@ impl Recording {
             lifetimes: Vec::new(),
             losses: Loss::ALL.iter().map(|loss| tally(*loss, 0, 0)).collect(),
             live_ages: Vec::new(),
+            sampled_ages: Vec::new(),
             live_sizes: Vec::new(),
             overhead: None,
+            budget: None,
             hints: Vec::new(),
             finish: Some((EndReason::Duration, 10 * SECOND_NS)),
         }
@@ -231,6 +237,7 @@ impl Recording {
             writer.set_locations(frame.id, &frame.locations).unwrap();
         }
         writer.add_live_ages(&self.live_ages).unwrap();
+        writer.add_sampled_ages(&self.sampled_ages).unwrap();
         writer.add_live_sizes(&self.live_sizes).unwrap();
         writer.add_lifetimes(&self.lifetimes).unwrap();
         for hint in &self.hints {
@@ -238,6 +245,9 @@ impl Recording {
         }
         if let Some((probe_hits, probe_cpu_ns)) = self.overhead {
             writer.set_overhead(probe_hits, probe_cpu_ns).unwrap();
+        }
+        if let Some(budget) = &self.budget {
+            writer.set_budget(budget).unwrap();
         }
         writer.commit().unwrap();
         if let Some((reason, elapsed_ns)) = self.finish {

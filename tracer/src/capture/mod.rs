@@ -28,7 +28,7 @@ mod tests;
 pub use create::{CreateError, Owner, create_file};
 pub use error::CaptureError;
 pub use moment::MomentError;
-pub use read::{Capture, Ended, Finish, Overhead, ProcessRow};
+pub use read::{Budget, Capture, Ended, Finish, Overhead, ProcessRow};
 pub use schema::{APPLICATION_ID, FORMAT_VERSION};
 pub use series::{MAX_POINTS, Series, thinned};
 pub use write::CaptureWriter;
@@ -38,6 +38,14 @@ use crate::model::Target;
 /// Name of the setting that says how memory was observed: names of lenses, separated by commas. Without it,
 /// allocator calls were observed, and mappings if the capture has any.
 pub const LENS_SETTING: &str = "lens";
+
+/// Name of the setting that says that allocations were sampled: mean bytes from one to the next. Then counters of allocator
+/// calls are estimates. Without it, every allocation was booked.
+pub const SAMPLE_SETTING: &str = "sample_bytes";
+
+/// Name of the setting that says what tracing was allowed to cost, in millionths of the target's CPU time. Then allocations were
+/// booked in windows of time, and counters of allocator calls are estimates.
+pub const MAX_OVERHEAD_SETTING: &str = "max_overhead_millionths";
 
 /// What is known when a recording begins.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -45,6 +45,7 @@ impl Capture {
         self.stacks.retain(|stack| series.sites.contains_key(&stack.site));
         self.rss.retain(|sample| sample.elapsed_ns <= moment_ns);
         self.live_ages.clear();
+        self.sampled_ages.clear();
         self.live_sizes.clear();
         self.lifetimes.clear();
         for entries in self.residents.values_mut() {
@@ -55,6 +56,7 @@ impl Capture {
         self.figures.retain(|figure| figure.elapsed_ns <= moment_ns);
         self.limits.retain(|limit| limit.elapsed_ns <= moment_ns);
         self.overhead = None;
+        self.budget = None;
         self.is_earlier_moment = true;
         self.finish = self.finish.map(|finish| Finish { elapsed_ns: moment_ns, ..finish });
         for row in &mut self.processes {
@@ -88,7 +90,10 @@ impl Capture {
         self.limits.iter_mut().for_each(|limit| limit.elapsed_ns = later(limit.elapsed_ns));
         self.live_ages.retain(|age| age.born_ns >= start_ns);
         self.live_ages.iter_mut().for_each(|age| age.born_ns = later(age.born_ns));
+        self.sampled_ages.retain(|age| age.born_ns >= start_ns);
+        self.sampled_ages.iter_mut().for_each(|age| age.born_ns = later(age.born_ns));
         self.overhead = None;
+        self.budget = None;
         self.finish = self.finish.map(|finish| Finish { elapsed_ns: length_ns, ..finish });
         for row in &mut self.processes {
             row.process.start_ns = later(row.process.start_ns);

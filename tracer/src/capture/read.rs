@@ -15,7 +15,7 @@ use super::{CaptureError, Header, Series, open};
 use crate::model::{
     Allocator, AllocatorId, EndReason, Frame, FrameId, FrameKind, Ledger, Lens, Lifetime, LiveAge, LiveSize,
     Location, LossTally, MemoryLimit, Object, ObjectId, Process, ProcessEnd, ProcessId, RssSample,
-    RuntimeFigure, SiteClass, Stack, StackEnd,
+    RuntimeFigure, SampledAge, SiteClass, Stack, StackEnd,
 };
 
 /// Most rows taken from one table; far above what the default bounds of a recording can make.
@@ -43,6 +43,19 @@ pub struct Overhead {
     pub probe_hits: u64,
     /// Their CPU time, where it was measured.
     pub probe_cpu_ns: Option<u64>,
+}
+
+/// What a recording with a budget has cost, and how much it saw for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// CPU time of the traps, as calibrated on that machine; `None` where it was not.
+    pub trap_ns: Option<u64>,
+    /// CPU time of the targets, with everything that tracing took of it; `None` where it was not measured.
+    pub target_cpu_ns: Option<u64>,
+    /// How long allocations were seen.
+    pub seen_ns: u64,
+    /// In how many windows.
+    pub window_count: u64,
 }
 
 /// How a process ended.
@@ -100,10 +113,14 @@ pub struct Capture {
     pub losses: Vec<LossTally>,
     /// Blocks that were live at the end, by age.
     pub live_ages: Vec<LiveAge>,
+    /// How many of these were seen, where they stand for others; else empty.
+    pub sampled_ages: Vec<SampledAge>,
     /// Blocks of allocators that were live at the end, by site and size, rising.
     pub live_sizes: Vec<LiveSize>,
     /// `None` where it was not measured.
     pub overhead: Option<Overhead>,
+    /// `None` for a recording without a budget.
+    pub budget: Option<Budget>,
     /// Sentences for the user.
     pub hints: Vec<String>,
     /// `None` for a recording that was interrupted, or still goes on.
@@ -157,8 +174,10 @@ impl Loader<'_> {
         let lifetimes = self.lifetimes()?;
         let losses = self.losses()?;
         let live_ages = self.live_ages()?;
+        let sampled_ages = self.sampled_ages()?;
         let live_sizes = self.live_sizes()?;
         let overhead = self.overhead()?;
+        let budget = self.budget()?;
         let hints = self.hints()?;
         let finish = self.finish()?;
         let skipped_rows = self.skipped_rows;
@@ -179,8 +198,10 @@ impl Loader<'_> {
             lifetimes,
             losses,
             live_ages,
+            sampled_ages,
             live_sizes,
             overhead,
+            budget,
             hints,
             finish,
             skipped_rows,
@@ -399,9 +420,28 @@ impl Loader<'_> {
         })
     }
 
+    fn sampled_ages(&mut self) -> rusqlite::Result<Vec<SampledAge>> {
+        let Some(queries) = self.queries.estimate else { return Ok(Vec::new()) };
+        self.all(queries.sampled_ages, MAX_ROWS, |row| {
+            Some(SampledAge { site: id(row, 0)?, born_ns: unsigned(row, 1)?, count: unsigned(row, 2)? })
+        })
+    }
+
     fn overhead(&mut self) -> rusqlite::Result<Option<Overhead>> {
         self.first("SELECT probe_hits, probe_cpu_ns FROM overhead", |row| {
             Some(Overhead { probe_hits: unsigned(row, 0)?, probe_cpu_ns: nullable(row, 1, unsigned)? })
+        })
+    }
+
+    fn budget(&mut self) -> rusqlite::Result<Option<Budget>> {
+        let Some(queries) = self.queries.estimate else { return Ok(None) };
+        self.first(queries.budget, |row| {
+            Some(Budget {
+                trap_ns: nullable(row, 0, unsigned)?,
+                target_cpu_ns: nullable(row, 1, unsigned)?,
+                seen_ns: unsigned(row, 2)?,
+                window_count: unsigned(row, 3)?,
+            })
         })
     }
 

@@ -4,7 +4,7 @@
 pub const APPLICATION_ID: u32 = u32::from_be_bytes(*b"ohea");
 
 /// `PRAGMA user_version` of the captures this program writes. Older ones stay readable.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 /// Name and definition of a table.
 type Table = (&'static str, &'static str);
@@ -12,10 +12,11 @@ type Table = (&'static str, &'static str);
 /// Tables of a version. The reader demands these very definitions, so that a prepared file cannot have it
 /// evaluate a view, a virtual table or a generated column.
 pub(super) fn tables(version: u32) -> impl Iterator<Item = &'static Table> {
-    let own: [&[Table]; 2] = match version {
-        1 => [ONLY_1, &[]],
-        2 => [SINCE_2, ONLY_2],
-        _ => [SINCE_2, SINCE_3],
+    let own: [&[Table]; 3] = match version {
+        1 => [ONLY_1, &[], &[]],
+        2 => [SINCE_2, ONLY_2, &[]],
+        3 => [SINCE_2, SINCE_3, &[]],
+        _ => [SINCE_2, SINCE_3, SINCE_4],
     };
     SHARED.iter().chain(own.into_iter().flatten())
 }
@@ -176,6 +177,19 @@ const SINCE_3: &[Table] = &[
     ),
 ];
 
+/// Blocks that were seen where these stand for others, and what tracing cost.
+const SINCE_4: &[Table] = &[
+    (
+        "sampled_age",
+        "CREATE TABLE sampled_age(site INTEGER NOT NULL, born_ns INTEGER NOT NULL, count INTEGER NOT NULL)",
+    ),
+    (
+        "budget",
+        "CREATE TABLE budget(trap_ns INTEGER, target_cpu_ns INTEGER, seen_ns INTEGER NOT NULL, \
+         window_count INTEGER NOT NULL)",
+    ),
+];
+
 /// The statements that differ between versions. All give the same columns.
 pub(super) struct Queries {
     /// id, parent, tgid, inner_tgid, comm, exe, runtime_name, runtime_version, start_ns, end_ns, end_reason.
@@ -192,6 +206,17 @@ pub(super) struct Queries {
     pub rss: &'static str,
     /// What version 3 brought; `None`: there is nothing of it.
     pub memory: Option<MemoryQueries>,
+    /// What version 4 brought; `None`: there is nothing of it.
+    pub estimate: Option<EstimateQueries>,
+}
+
+/// The statements for tables that came with version 4.
+#[derive(Clone, Copy)]
+pub(super) struct EstimateQueries {
+    /// site, born_ns, count.
+    pub sampled_ages: &'static str,
+    /// trap_ns, target_cpu_ns, seen_ns, window_count.
+    pub budget: &'static str,
 }
 
 /// The statements for tables that came with version 3.
@@ -220,7 +245,8 @@ pub(super) const fn queries(version: u32) -> Queries {
     match version {
         1 => QUERIES_1,
         2 => QUERIES_2,
-        _ => QUERIES_3,
+        3 => QUERIES_3,
+        _ => QUERIES_4,
     }
 }
 
@@ -236,6 +262,7 @@ const QUERIES_1: Queries = Queries {
     rss: "SELECT 0, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes, NULL \
           FROM rss ORDER BY id",
     memory: None,
+    estimate: None,
 };
 
 const QUERIES_2: Queries = Queries {
@@ -248,6 +275,7 @@ const QUERIES_2: Queries = Queries {
     rss: "SELECT process, elapsed_ns, rss_bytes, anonymous_bytes, file_bytes, shared_bytes, swap_bytes, NULL \
           FROM rss ORDER BY id",
     memory: None,
+    estimate: None,
 };
 
 const QUERIES_3: Queries = Queries {
@@ -267,4 +295,12 @@ const QUERIES_3: Queries = Queries {
         sizes: "SELECT site, bucket, count, bytes FROM live_size ORDER BY site, bucket",
     }),
     ..QUERIES_2
+};
+
+const QUERIES_4: Queries = Queries {
+    estimate: Some(EstimateQueries {
+        sampled_ages: "SELECT site, born_ns, count FROM sampled_age",
+        budget: "SELECT trap_ns, target_cpu_ns, seen_ns, window_count FROM budget",
+    }),
+    ..QUERIES_3
 };

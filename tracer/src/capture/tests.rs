@@ -216,7 +216,7 @@ fn a_newer_version_names_both() {
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let error = Capture::open(&path).err().unwrap();
     assert!(matches!(error, CaptureError::Newer { found: 7, supported: FORMAT_VERSION, .. }));
-    assert!(error.to_string().contains("version 7") && error.to_string().contains("up to 3"), "{error}");
+    assert!(error.to_string().contains("version 7") && error.to_string().contains("up to 4"), "{error}");
 }
 
 #[test]

@@ -9,10 +9,10 @@ use rusqlite::{Connection, Params, params};
 use super::begin::{open, stored, write_header, write_process};
 use super::create::{beside, remove};
 use super::memory::Written;
-use super::{CaptureError, CreateError, Header, Owner, create_file};
+use super::{Budget, CaptureError, CreateError, Header, Owner, create_file};
 use crate::model::{
     Allocator, EndReason, Frame, FrameId, LiveAge, LiveSize, Location, LossTally, Object, Process,
-    ProcessEnd, ProcessId, SiteClass, Stack,
+    ProcessEnd, ProcessId, SampledAge, SiteClass, Stack,
 };
 
 /// Files that SQLite keeps beside a database while it is written.
@@ -210,6 +210,17 @@ impl CaptureWriter {
         Ok(())
     }
 
+    /// Adds how many blocks that were live at the end were seen, where these stand for others.
+    pub fn add_sampled_ages(&mut self, ages: &[SampledAge]) -> Result<(), CaptureError> {
+        for age in ages {
+            self.run(
+                "INSERT INTO sampled_age VALUES(?, ?, ?)",
+                params![age.site, stored(age.born_ns), stored(age.count)],
+            )?;
+        }
+        Ok(())
+    }
+
     /// Adds blocks of allocators that were live at the end, by size: each site and bucket once.
     pub fn add_live_sizes(&mut self, sizes: &[LiveSize]) -> Result<(), CaptureError> {
         for size in sizes {
@@ -225,6 +236,16 @@ impl CaptureWriter {
     pub fn set_overhead(&mut self, probe_hits: u64, probe_cpu_ns: Option<u64>) -> Result<(), CaptureError> {
         self.run("DELETE FROM overhead", [])?;
         self.run("INSERT INTO overhead VALUES(?, ?)", params![stored(probe_hits), probe_cpu_ns.map(stored)])
+    }
+
+    /// Replaces what a recording with a budget has cost so far.
+    pub fn set_budget(&mut self, budget: &Budget) -> Result<(), CaptureError> {
+        self.run("DELETE FROM budget", [])?;
+        let Budget { trap_ns, target_cpu_ns, seen_ns, window_count } = *budget;
+        self.run(
+            "INSERT INTO budget VALUES(?, ?, ?, ?)",
+            params![trap_ns.map(stored), target_cpu_ns.map(stored), stored(seen_ns), stored(window_count)],
+        )
     }
 
     /// Adds a sentence for the user, for instance a switch of the runtime that would name more frames.

@@ -1,6 +1,7 @@
 //! What was typed. Texts and numbers as clap understands them; what they mean together is in `resolve`.
 
 use std::ffi::OsString;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use super::plan::{
     ReportFormat, Shell, SortKey, TreeKey,
 };
 use super::quantity::{
-    parse_count_in, parse_duration, parse_duration_in, parse_power_of_two_size_in, parse_size,
+    parse_count_in, parse_duration, parse_duration_in, parse_power_of_two_size_in, parse_sample_interval,
+    parse_size,
 };
 use super::rss::RssArgs;
 
@@ -109,6 +111,14 @@ fn parse_percent(text: &str) -> Result<u32, String> {
     }
 }
 
+/// A share of CPU time in percent, as millionths.
+fn parse_overhead(text: &str) -> Result<NonZeroU32, String> {
+    let share = parse_percent(text)?;
+    NonZeroU32::new(share)
+        .filter(|share| (1_000..=500_000).contains(&share.get()))
+        .ok_or_else(|| "it is no share between 0.1 and 50 %, such as `5%`".to_owned())
+}
+
 /// A prefix of a symbol's name.
 fn parse_prefix(text: &str) -> Result<String, String> {
     if text.is_empty() {
@@ -151,6 +161,9 @@ pub(super) enum CommandArgs {
     /// The program that `demo` traces
     #[command(hide = true)]
     DemoTarget(DemoTargetArgs),
+    /// The program that `doctor --calibrate` traces
+    #[command(hide = true)]
+    PairTarget,
     /// Attach empty programs where offheap would attach its own, until killed
     #[command(hide = true)]
     BenchFloor(BenchFloorArgs),
@@ -228,6 +241,14 @@ pub(super) struct RecordingArgs {
     /// Largest allocation to book, such as 16MiB
     #[arg(long, value_name = "SIZE", help_heading = "What to record", value_parser = parse_size)]
     pub max_size: Option<u64>,
+
+    /// Book one allocation in so many bytes on average, such as 64KiB: results are estimates, with their standard error
+    #[arg(long, value_name = "BYTES", help_heading = "What to record", value_parser = parse_sample_interval)]
+    pub sample: Option<NonZeroU64>,
+
+    /// Most that tracing may cost, in percent of the target's CPU time: allocations are booked in windows of time
+    #[arg(long, value_name = "PERCENT", help_heading = "What to record", value_parser = parse_overhead)]
+    pub max_overhead: Option<NonZeroU32>,
 
     #[command(flatten)]
     pub allocator: AllocatorArgs,
@@ -379,6 +400,10 @@ pub(super) struct DoctorArgs {
     /// Process to look at
     #[arg(value_name = "PID")]
     pub target: Option<String>,
+
+    /// Measure what traps cost on this machine, on offheap itself; takes some seconds
+    #[arg(long)]
+    pub calibrate: bool,
 
     /// The same as the argument PID
     #[arg(short = 'p', long = "pid", value_name = "PID")]

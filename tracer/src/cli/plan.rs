@@ -1,7 +1,7 @@
 //! What is to be done, in plain values: every default applied, every rule checked, nothing of clap in it.
 
 use std::ffi::OsString;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -304,6 +304,8 @@ pub enum Action {
         tgid: Option<NonZeroU32>,
         /// What is looked for besides the usual.
         selection: AllocatorSelection,
+        /// Whether traps are measured.
+        calibrates: bool,
     },
     /// `offheap demo`.
     Demo {
@@ -325,6 +327,8 @@ pub enum Action {
         /// How long the program works once it has been told to go.
         duration: Duration,
     },
+    /// `offheap pair-target`.
+    PairTarget,
     /// `offheap bench-floor`.
     BenchFloor {
         /// The process.
@@ -388,6 +392,10 @@ pub struct RecordPlan {
     pub bpf_log: Option<BpfLogLevel>,
     /// How probes are placed.
     pub probe_kind: ProbeKindKey,
+    /// Mean bytes from one sampled allocation to the next; `None`: all are booked.
+    pub sample_bytes: Option<NonZeroU64>,
+    /// Most that tracing may cost, in millionths of the target's CPU time; `None`: whatever it costs.
+    pub max_overhead: Option<NonZeroU32>,
     /// Whether the report follows.
     pub then_report: bool,
 }

@@ -1,8 +1,11 @@
 //! Sizes, durations and counts, as they are typed: with a unit, within a range.
 
 use std::fmt::Display;
+use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
 use std::time::Duration;
+
+use tracer_common::sampling::{MAX_INTERVAL_BYTES, MIN_INTERVAL_BYTES};
 
 use crate::profile::{Rate, RateUnit};
 
@@ -91,6 +94,13 @@ pub(super) fn parse_power_of_two_size_in(text: &str, range: RangeInclusive<u32>)
     u32::try_from(bytes).ok().filter(|bytes| bytes.is_power_of_two()).ok_or_else(|| {
         format!("not a power of two; the next one is `{}`", binary_size((bytes as u32).next_power_of_two()))
     })
+}
+
+/// Mean bytes from one sampled allocation to the next.
+pub(super) fn parse_sample_interval(text: &str) -> Result<NonZeroU64, String> {
+    let range = MIN_INTERVAL_BYTES..=MAX_INTERVAL_BYTES;
+    let bytes = in_range(parse_size(text)?, &range, "4KiB", "1GiB")?;
+    NonZeroU64::new(bytes).ok_or_else(|| "it is zero".to_owned())
 }
 
 fn binary_size(bytes: u32) -> String {

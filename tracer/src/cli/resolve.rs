@@ -78,12 +78,14 @@ fn resolve_command(command: CommandArgs, color: bool, width: Option<u16>) -> Res
                 (None, None) => None,
                 (target, pid) => Some(one_pid(target.as_deref(), pid.as_deref())?),
             };
-            Action::Doctor { tgid, selection: allocator_selection(args.allocator) }
+            let selection = allocator_selection(args.allocator);
+            Action::Doctor { tgid, selection, calibrates: args.calibrate }
         }
         CommandArgs::Demo(args) => Action::Demo { output_directory: args.output },
         CommandArgs::Completions(args) => Action::Completions { shell: args.shell },
         CommandArgs::Man(args) => Action::Man { command: args.command },
         CommandArgs::DemoTarget(args) => Action::DemoTarget { duration: args.duration },
+        CommandArgs::PairTarget => Action::PairTarget,
         CommandArgs::BenchFloor(args) => {
             Action::BenchFloor { tgid: parse_pid(&args.target)?, probe_kind: args.probe_kind }
         }
@@ -192,6 +194,8 @@ fn quick_record(
         selection,
         bpf_log: None,
         probe_kind: ProbeKindKey::Auto,
+        sample_bytes: None,
+        max_overhead: None,
         then_report: true,
     })
 }
@@ -213,6 +217,18 @@ pub(super) fn recording(
     if min_size_bytes > max_size_bytes {
         return Err(
             "`--min-size` is above `--max-size`, so that nothing would be booked; exchange them".into()
+        );
+    }
+    if args.sample.is_some() && !args.lens.contains(&LensKey::Malloc) {
+        return Err(
+            "`--sample` is of allocator calls, and the lens `malloc` is not asked for; leave one of them"
+                .into(),
+        );
+    }
+    if args.max_overhead.is_some() && !args.lens.contains(&LensKey::Malloc) {
+        return Err(
+            "`--max-overhead` is of the probes on the allocator, and the lens `malloc` is not asked for; leave one of them"
+                .into(),
         );
     }
     let target = record_target(&args, word)?;
@@ -245,6 +261,8 @@ pub(super) fn recording(
         selection: allocator_selection(args.allocator),
         bpf_log: args.bpf_log,
         probe_kind: args.probe_kind,
+        sample_bytes: args.sample,
+        max_overhead: args.max_overhead,
         then_report: false,
     })
 }

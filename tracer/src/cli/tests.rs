@@ -1,7 +1,7 @@
 //! From typed words to plans and messages.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -81,6 +81,10 @@ fn a_process_id_alone_records_for_thirty_seconds_and_reports() {
     }
 }
 
+fn doctor(tgid: Option<NonZeroU32>, calibrates: bool) -> Action {
+    Action::Doctor { tgid, selection: AllocatorSelection::default(), calibrates }
+}
+
 #[test]
 fn a_recording_has_defaults() {
     let expected = RecordPlan {
@@ -98,6 +102,8 @@ fn a_recording_has_defaults() {
         selection: AllocatorSelection::default(),
         bpf_log: None,
         probe_kind: ProbeKindKey::Auto,
+        sample_bytes: None,
+        max_overhead: None,
         then_report: false,
     };
     assert_eq!(record_plan("record 7"), expected);
@@ -108,7 +114,7 @@ fn a_recording_has_defaults() {
 fn a_recording_takes_every_option() {
     let plan = record_plan(
         "record --duration 5m --interval 500ms -o out.offheap --force --min-size 64B --max-size 1MiB \
-         --max-live-blocks 5000 --max-sites 128 --max-threads 64 --stack-ring 1MiB --lens mmap --max-processes 9 --no-follow --bpf-log debug --probe-kind perf -p 7",
+         --max-live-blocks 5000 --max-sites 128 --max-threads 64 --stack-ring 1MiB --lens malloc --sample 64KiB --max-overhead 5% --max-processes 9 --no-follow --bpf-log debug --probe-kind perf -p 7",
     );
     let expected = RecordPlan {
         target: TargetPlan::Processes(vec![pid(7)]),
@@ -125,12 +131,14 @@ fn a_recording_takes_every_option() {
             stack_ring_bytes: 1 << 20,
             ..Limits::DEFAULT
         },
-        lenses: vec![LensKey::Mmap],
+        lenses: vec![LensKey::Malloc],
         follow: false,
         max_processes: 9,
         selection: AllocatorSelection::default(),
         bpf_log: Some(BpfLogLevel::Debug),
         probe_kind: ProbeKindKey::Perf,
+        sample_bytes: NonZeroU64::new(64 << 10),
+        max_overhead: NonZeroU32::new(50_000),
         then_report: false,
     };
     assert_eq!(plan, expected);
@@ -231,9 +239,11 @@ fn the_other_commands_are_understood() {
         ("export a.offheap --format folded", export(ExportFormat::Folded, None, false)),
         ("export a.offheap -f html -o -", export(ExportFormat::Html, None, false)),
         ("export a.offheap -f svg -o x.svg --force", export(ExportFormat::Svg, Some("x.svg"), true)),
-        ("doctor", Action::Doctor { tgid: None, selection: AllocatorSelection::default() }),
-        ("doctor 5", Action::Doctor { tgid: Some(pid(5)), selection: AllocatorSelection::default() }),
-        ("doctor -p 5", Action::Doctor { tgid: Some(pid(5)), selection: AllocatorSelection::default() }),
+        ("doctor", doctor(None, false)),
+        ("doctor --calibrate", doctor(None, true)),
+        ("doctor 5", doctor(Some(pid(5)), false)),
+        ("doctor -p 5", doctor(Some(pid(5)), false)),
+        ("pair-target", Action::PairTarget),
         ("demo", Action::Demo { output_directory: ".".into() }),
         ("demo -o /tmp/x", Action::Demo { output_directory: "/tmp/x".into() }),
         ("completions zsh", Action::Completions { shell: Shell::Zsh }),
@@ -402,7 +412,10 @@ fn allocators_can_be_added() {
         "--call-ends exits --allocator-prefix foo_ --object /srv/app --allocator-prefix bar_ --object lib.so";
     assert_eq!(record_plan(&format!("{words} 5")).selection, selection);
     assert_eq!(record_plan(&format!("record {words} 5")).selection, selection);
-    assert_eq!(action(&format!("doctor 5 {words}")), Action::Doctor { tgid: Some(pid(5)), selection });
+    assert_eq!(
+        action(&format!("doctor 5 {words}")),
+        Action::Doctor { tgid: Some(pid(5)), selection, calibrates: false }
+    );
     assert_eq!(record_plan("record 5").selection, AllocatorSelection::default());
     assert!(complaint(&format!("{words} doctor 5")).contains("after the command"));
     assert!(complaint("record 5 --allocator-prefix=").contains("empty"));

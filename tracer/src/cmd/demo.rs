@@ -131,6 +131,8 @@ fn trace(program: &mut Program, file: &Path) -> Result<Vec<DemoTruth>> {
         selection: AllocatorSelection::default(),
         bpf_log: None,
         probe_kind: ProbeKindKey::Auto,
+        sample_bytes: None,
+        max_overhead: None,
         then_report: true,
     };
     let processes = vec![process];

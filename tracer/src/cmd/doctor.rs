@@ -21,11 +21,16 @@ use crate::{
 /// Columns of the lists of functions that are not probed.
 const LIST_COLUMNS: usize = 110;
 
-/// Prints the findings; [`ExitStatus::Failed`] if something stands in the way of a recording.
+/// Prints the findings, and what traps cost where that is asked for; [`ExitStatus::Failed`] if something stands in the way of a recording.
 ///
 /// # Errors
 /// A process that cannot be traced says why.
-pub fn run(tgid: Option<NonZeroU32>, selection: &Selection, out: &mut impl Write) -> Result<ExitStatus> {
+pub fn run(
+    tgid: Option<NonZeroU32>,
+    selection: &Selection,
+    calibrates: bool,
+    out: &mut impl Write,
+) -> Result<ExitStatus> {
     let mut is_usable = true;
     writeln!(out, "This machine")?;
     for (name, feature) in feature::survey() {
@@ -38,6 +43,10 @@ pub fn run(tgid: Option<NonZeroU32>, selection: &Selection, out: &mut impl Write
         is_usable &=
             matches!(feature, Feature::Available(_)) || ["tracepoints", "probe kind"].contains(&name);
         writeln!(out, "  {mark}  {name:<11} {text}")?;
+    }
+    if calibrates {
+        feature::require_tracing()?;
+        super::calibrate::run(out)?;
     }
     if let Some(tgid) = tgid {
         is_usable &= process(tgid, selection, out)?;

@@ -1,5 +1,6 @@
 //! One file per subcommand: wires the stages, prints, has no logic.
 
+pub mod calibrate;
 pub mod check;
 pub mod completions;
 pub mod demo;
@@ -9,6 +10,7 @@ pub mod doctor;
 pub mod export;
 #[cfg(test)]
 mod loss_tests;
+pub mod pair_target;
 pub mod record;
 pub mod report;
 pub mod rss;

@@ -180,6 +180,8 @@ pub(super) fn options(plan: &RecordPlan, processes: &[TargetProcess], owner: Opt
             TargetPlan::Scope(scope) => Some(scope.clone()),
             _ => None,
         },
+        sample_bytes: plan.sample_bytes,
+        max_overhead: plan.max_overhead,
     }
 }
 

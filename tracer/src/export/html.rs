@@ -17,6 +17,7 @@ use super::tree::tree;
 use crate::capture::thinned;
 use crate::model::{Ledger, LedgerClass, Lens, RssSample};
 use crate::profile::{Profile, Site};
+use crate::report::estimate::notes;
 use crate::report::human::{rate, seconds, size};
 use crate::report::stack_tree::Names;
 use crate::report::{escape, json as report, warnings, who};
@@ -122,6 +123,7 @@ fn data(profile: &Profile) -> Value {
         "title": who(profile),
         "headline": headline(profile),
         "warnings": warnings(profile),
+        "notes": notes(profile),
         "duration": seconds(profile.window.elapsed_ns),
         "version": profile.header.offheap_version,
         "report": report,

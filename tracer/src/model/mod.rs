@@ -14,6 +14,6 @@ pub use ledger::{Ledger, LedgerClass, LedgerRow, MemoryLimit, RuntimeFigure};
 pub use memory_class::{MemoryClass, SiteClass};
 pub use process::{Process, ProcessEnd, ProcessId};
 pub use recording::{
-    EndReason, Lens, Lifetime, LiveAge, LiveSize, LossTally, RssSample, SiteSample, StackEnd,
+    EndReason, Lens, Lifetime, LiveAge, LiveSize, LossTally, RssSample, SampledAge, SiteSample, StackEnd,
 };
 pub use target::{Runtime, Target};

@@ -85,7 +85,18 @@ impl LiveAge {
     pub const RESOLUTION_NS: u64 = 100_000_000;
 }
 
-/// Lifetimes of the freed blocks of one site, in powers of two; totals since the start of the recording.
+/// Blocks of a [`LiveAge`] that were seen, where only some are and stand for the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampledAge {
+    /// Site.
+    pub site: u32,
+    /// As [`LiveAge::born_ns`].
+    pub born_ns: u64,
+    /// Blocks that were seen.
+    pub count: u64,
+}
+
+/// Lifetimes of the freed blocks of one site that were seen, in powers of two; totals since the start of the recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
     /// Site that the blocks came from.
@@ -157,11 +168,13 @@ pub enum EndReason {
     Interrupted,
     /// The target exited.
     TargetExited,
+    /// What tracing was allowed to cost could not be held.
+    OverBudget,
 }
 
 impl EndReason {
     /// Every reason.
-    pub const ALL: [Self; 3] = [Self::Duration, Self::Interrupted, Self::TargetExited];
+    pub const ALL: [Self; 4] = [Self::Duration, Self::Interrupted, Self::TargetExited, Self::OverBudget];
 
     /// The name used in captures.
     pub const fn name(self) -> &'static str {
@@ -169,6 +182,7 @@ impl EndReason {
             Self::Duration => "duration",
             Self::Interrupted => "interrupted",
             Self::TargetExited => "target-exited",
+            Self::OverBudget => "over-budget",
         }
     }
 

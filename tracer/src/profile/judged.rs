@@ -1,7 +1,7 @@
 //! The verdicts of a capture's sites: what was recorded of each is collected, and judged.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::Site;
 use super::collector::Collections;
@@ -71,8 +71,12 @@ struct Ages {
 impl Ages {
     fn of(capture: &Capture) -> Self {
         let mut live: BTreeMap<u32, Vec<Births>> = BTreeMap::new();
+        // What was seen is evidence, what it stands for is not: lifetimes are of the seen blocks, too.
+        let seen: HashMap<(u32, u64), u64> =
+            capture.sampled_ages.iter().map(|age| ((age.site, age.born_ns), age.count)).collect();
         for age in &capture.live_ages {
-            let births = Births { born_ns: age.born_ns, count: age.count, bytes: age.bytes };
+            let count = seen.get(&(age.site, age.born_ns)).copied().unwrap_or(age.count);
+            let births = Births { born_ns: age.born_ns, count, bytes: age.bytes };
             live.entry(age.site).or_default().push(births);
         }
         let mut freed: BTreeMap<u32, Vec<(u8, u64)>> = BTreeMap::new();

@@ -119,6 +119,14 @@ fn fill(site: &mut Site, number: &Number<'_>) {
     (site.outstanding_bytes, site.outstanding_count) = (sum.bytes, sum.count);
     site.resident_bytes =
         site.resident_bytes.zip(number.resident_bytes).map(|(sum, bytes)| sum.saturating_add(bytes));
+    site.variance = match site.variance {
+        // The first one.
+        None if site.numbers.len() == 1 => number.variance,
+        known => known.zip(number.variance).map(|(mut sum, more)| {
+            sum.add(more);
+            sum
+        }),
+    };
     add(&mut site.counters, &number.counters);
 }
 
@@ -145,6 +153,7 @@ fn row(capture: &Capture, number: &Number<'_>) -> Site {
         outstanding_bytes: 0,
         outstanding_count: 0,
         resident_bytes: Some(0),
+        variance: None,
         growth_bytes_per_s: None,
         verdict: None,
         counters: SiteCounters::default(),

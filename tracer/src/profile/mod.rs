@@ -4,6 +4,7 @@ mod aside;
 mod collector;
 mod completeness;
 mod diff;
+mod estimate;
 mod filter;
 mod frame;
 mod gate;
@@ -41,6 +42,7 @@ pub use crate::trend::{MIN_POINTS, theil_sen};
 pub use aside::SetAside;
 pub use completeness::{Broken, Completeness, StackShares};
 pub use diff::{Diff, DiffHidden, DiffRow, Match, Side};
+pub use estimate::{Estimate, Variance, Windows};
 pub use filter::{By, Direction, Filter, ProfileError, Sort, TreeView};
 pub use frame::SiteFrame;
 pub(crate) use frame::base_name;
@@ -91,6 +93,10 @@ pub struct Cost {
     pub probe_hits_per_s: f64,
     /// CPU time of the programs, in percent of one CPU; `None` where it was not measured.
     pub probe_cpu_percent: Option<f64>,
+    /// CPU time of the traps, as calibrated, in percent of one CPU; `None` where it was not measured.
+    pub trap_cpu_percent: Option<f64>,
+    /// Both, in percent of the CPU time that the targets used, what tracing took of it included; `None` where it was not measured.
+    pub target_percent: Option<f64>,
 }
 
 /// What a recording says.
@@ -102,6 +108,8 @@ pub struct Profile {
     pub window: Window,
     /// How complete.
     pub completeness: Completeness,
+    /// How the numbers of blocks were estimated; `None`: they are exact.
+    pub estimate: Option<Estimate>,
     /// How dear; `None` where it was not measured.
     pub cost: Option<Cost>,
     /// RSS of the target, also after an exec; `None` where it was never read.
@@ -191,6 +199,15 @@ impl Profile {
         let cost = capture.overhead.filter(|_| elapsed_ns > 0).map(|overhead| Cost {
             probe_hits_per_s: overhead.probe_hits as f64 / seconds,
             probe_cpu_percent: overhead.probe_cpu_ns.map(|cpu_ns| cpu_ns as f64 / elapsed_ns as f64 * 100.0),
+            trap_cpu_percent: capture
+                .budget
+                .and_then(|budget| budget.trap_ns)
+                .map(|trap_ns| trap_ns as f64 / elapsed_ns as f64 * 100.0),
+            target_percent: capture.budget.and_then(|budget| {
+                let (programs_ns, traps_ns) = overhead.probe_cpu_ns.zip(budget.trap_ns)?;
+                let target_ns = budget.target_cpu_ns.filter(|target_ns| *target_ns > 0)?;
+                Some(programs_ns.saturating_add(traps_ns) as f64 / target_ns as f64 * 100.0)
+            }),
         });
         Ok(Self {
             window: Window {
@@ -200,6 +217,7 @@ impl Profile {
                 point_count: capture.series.points_ns.len(),
             },
             completeness,
+            estimate: Estimate::of(&capture),
             cost,
             rss: who::target_rss(&capture),
             processes: who::processes(&capture, &numbers),

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use tracer_common::abi::{SITE_LOST, SiteCounters};
 
 use super::ProfileError;
+use super::estimate::{Errors, Variance};
 use crate::capture::Capture;
 use crate::model::{Lens, LiveAge, MemoryClass, Stack};
 
@@ -36,6 +37,8 @@ pub(super) struct Number<'a> {
     pub outstanding: Outstanding,
     /// How much of what is outstanding is resident; `None` where that was not measured.
     pub resident_bytes: Option<u64>,
+    /// What the outstanding bytes and blocks vary by; `None`: they are exact, or it is not known.
+    pub variance: Option<Variance>,
     /// Whatever the filter.
     pub counters: SiteCounters,
 }
@@ -86,7 +89,8 @@ pub(super) fn numbers(
                 _ if outstanding.count == 0 && !capture.residents.is_empty() => Some(0),
                 _ => measured().map(|bytes| bytes.min(outstanding.bytes)),
             };
-            Number { number, stack, lens, class, label, outstanding, resident_bytes, counters }
+            let variance = None;
+            Number { number, stack, lens, class, label, outstanding, resident_bytes, variance, counters }
         })
         .collect();
     if let Some(min_age_ns) = min_age_ns {
@@ -100,6 +104,10 @@ pub(super) fn numbers(
             // It was measured of all blocks together.
             number.resident_bytes = None;
         }
+    }
+    let errors = Errors::of(capture, min_age_ns.is_none());
+    for number in numbers.iter_mut().filter(|number| number.lens == Lens::Malloc) {
+        number.variance = errors.of_site(number.number, number.outstanding.bytes);
     }
     Ok(numbers)
 }

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use tracer_common::abi::SiteCounters;
 
 use super::totals::growth;
-use super::{Filter, SiteKind, SiteVerdict, Sort};
+use super::{Filter, SiteKind, SiteVerdict, Sort, Variance};
 use crate::capture::Series;
 use crate::model::{AllocatorId, FrameId, Lens, MemoryClass, ProcessId, StackEnd};
 
@@ -32,6 +32,8 @@ pub struct Site {
     pub outstanding_count: u64,
     /// How much of what is outstanding is resident; `None` where that was not measured, and with a minimum age.
     pub resident_bytes: Option<u64>,
+    /// What the outstanding bytes and blocks vary by, where they are estimates; `None`: exact, or it is not known.
+    pub variance: Option<Variance>,
     /// Robust slope of the outstanding bytes of any age; `None` for fewer than three samples.
     pub growth_bytes_per_s: Option<f64>,
     /// Whether it is a leak; `None` for sites that are too small to be judged.

@@ -3,7 +3,7 @@
 use tracer_common::abi::SiteCounters;
 
 use super::number::Outstanding;
-use super::{Site, theil_sen};
+use super::{Site, Variance, theil_sen};
 use crate::capture::Series;
 
 /// Sums over sites.
@@ -21,6 +21,8 @@ pub struct Totals {
     pub growth_bytes_per_s: Option<f64>,
     /// How much of what is outstanding is resident; `None` where that was not measured of all of it.
     pub resident_bytes: Option<u64>,
+    /// What the outstanding bytes and blocks vary by, where they are estimates; `None`: exact, or it is not known.
+    pub variance: Option<Variance>,
     /// Totals since the start.
     pub counters: SiteCounters,
 }
@@ -33,6 +35,13 @@ impl Totals {
         let resident_bytes = if self.sites == 0 { Some(0) } else { self.resident_bytes };
         self.resident_bytes =
             resident_bytes.zip(site.resident_bytes).map(|(sum, bytes)| sum.saturating_add(bytes));
+        self.variance = match self.variance {
+            None if self.sites == 0 => site.variance,
+            known => known.zip(site.variance).map(|(mut sum, more)| {
+                sum.add(more);
+                sum
+            }),
+        };
         self.sites += 1;
         self.sites_outstanding += usize::from(site.outstanding_count > 0);
         (self.outstanding_bytes, self.outstanding_count) = (sum.bytes, sum.count);

@@ -16,6 +16,7 @@ use super::{
     load::{Limits, LoadOptions, Programs, Purpose},
     probe::probes_of,
     process_code::{ProcessCode, Region},
+    weighing::Weighing,
 };
 use crate::{
     attach::{
@@ -55,6 +56,7 @@ impl Attached {
             clone_flags_offset: 0,
             validate: purpose == Purpose::Validate,
             probe_kind: probe_kind::choose(choice, true)?,
+            weighing: Weighing::default(),
         };
         let mut programs = Programs::load(&options, purpose)?;
         code.publish(&mut store, &mut programs)?;

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, num::NonZeroU32};
 use super::{
     RecordError,
     clock::{monotonic_ns, nanoseconds},
-    link::Links,
+    link::{Links, Probe},
     load::Purpose,
     mapping::{MappingBook, read_break},
     member::{Member, Program},
@@ -160,14 +160,8 @@ impl Session {
         }
         let mut added = 0;
         if self.options.lenses.contains(&Lens::Malloc) && (changed || member.links.is_empty()) {
-            let allocators = self.discoverer.discover(tgid.get())?;
-            for allocator in &allocators {
-                if self.allocators.insert(allocator.number, allocator.name).is_none() {
-                    self.writer.add_allocator(&describe(allocator))?;
-                }
-            }
-            let probes: Vec<_> = allocators.iter().flat_map(|allocator| probes_of(allocator)).collect();
-            added = member.links.place(&mut self.programs, Purpose::Trace, tgid, &probes)?;
+            added = self.place_probes(tgid)?;
+            let Some(member) = self.roster.get_mut(tgid.get()) else { return Ok(added) };
             let runtime = member.program().target.runtime.as_ref();
             let is_go = runtime.is_some_and(|runtime| runtime.name == "go");
             // Of a process that was about to exit nothing was found, and nothing can be said.
@@ -183,6 +177,36 @@ impl Session {
         }
         self.adapt_pause(changed && is_published);
         Ok(added)
+    }
+
+    /// Finds the allocators of a process, and places the probes that are to be there and are not. Returns how many.
+    fn place_probes(&mut self, tgid: NonZeroU32) -> Result<usize, RecordError> {
+        let allocators = self.discoverer.discover(tgid.get())?;
+        for allocator in &allocators {
+            if self.allocators.insert(allocator.number, allocator.name).is_none() {
+                self.writer.add_allocator(&describe(allocator))?;
+                self.steps.add(allocator);
+            }
+        }
+        let Some(member) = self.roster.get_mut(tgid.get()) else { return Ok(0) };
+        let is_wanted = |probe: &Probe<'_>| self.windows_are_open || probe.stays();
+        let probes: Vec<_> =
+            allocators.iter().flat_map(|allocator| probes_of(allocator)).filter(is_wanted).collect();
+        member.links.place(&mut self.programs, Purpose::Trace, tgid, &probes)
+    }
+
+    /// Places the probes of allocations again, in every process.
+    pub(super) fn place_allocations(&mut self) -> Result<(), RecordError> {
+        let all: Vec<NonZeroU32> = self.roster.alive().map(|member| member.tgid).collect();
+        for tgid in all {
+            match self.place_probes(tgid) {
+                Ok(_) => {}
+                // The exit is seen by the loop.
+                Err(error) if error.is_absent() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Refuses to go on if nothing at all can be seen: no allocator, and no mappings either.

@@ -15,7 +15,7 @@ use aya::{
     },
     sys::SyscallError,
 };
-use tracer_common::cookie::Cookie;
+use tracer_common::{cookie::Cookie, outcome};
 
 use super::{
     RecordError,
@@ -75,6 +75,13 @@ pub struct Probe<'a> {
     pub role: Role,
 }
 
+impl Probe<'_> {
+    /// Whether it stays between windows: it sees releases. Those of functions that resize do.
+    pub fn stays(&self) -> bool {
+        self.role == Role::Release || outcome::resizes(self.cookie.shape())
+    }
+}
+
 /// What holds probes in their places; closing it takes them off.
 enum Hold {
     /// One probe, by a perf event.
@@ -92,11 +99,32 @@ impl Hold {
     }
 }
 
+/// What makes a place: the object, the offset within it, and what is there.
+type PlaceKey = ((u64, u64), u64, Role);
+
+/// Probes that go together.
+struct Held {
+    role: Role,
+    /// Whether they stay between windows: they see releases.
+    stays: bool,
+    places: Vec<PlaceKey>,
+    hold: Hold,
+}
+
 /// The probes of one process. Dropping them detaches, entries first.
 #[derive(Default)]
 pub struct Links {
-    holds: Vec<(Role, Hold)>,
-    placed: HashSet<(u64, u64, u64, Role)>,
+    holds: Vec<Held>,
+    placed: HashSet<PlaceKey>,
+}
+
+/// Probes that nobody owns any more: dropping them takes them off, which takes the kernel some tenths of a second.
+pub struct Retired(Vec<Held>);
+
+impl Drop for Retired {
+    fn drop(&mut self) {
+        close_by_role(&mut self.0);
+    }
 }
 
 impl Links {
@@ -114,18 +142,21 @@ impl Links {
         // By role, and within a role by object.
         let mut groups = BTreeMap::<_, Vec<&Probe<'_>>>::new();
         for probe in probes {
-            if self.placed.insert((probe.object_key.0, probe.object_key.1, probe.file_offset, probe.role)) {
-                groups.entry((probe.role, probe.object_key)).or_default().push(probe);
+            if self.placed.insert(key(probe)) {
+                groups.entry((probe.role, probe.stays(), probe.object_key)).or_default().push(probe);
             }
         }
         let before = self.len();
-        for ((role, _), group) in groups {
+        for ((role, stays, _), group) in groups {
             programs.load_probe(role.program(purpose))?;
             if programs.multi.is_some() {
-                self.holds.push((role, place_group(programs, purpose, tgid, role, &group)?));
+                let hold = place_group(programs, purpose, tgid, role, &group)?;
+                let places = group.into_iter().map(key).collect();
+                self.holds.push(Held { role, stays, places, hold });
             } else {
                 for probe in group {
-                    self.holds.push((role, place_one(programs, purpose, tgid, probe)?));
+                    let hold = place_one(programs, purpose, tgid, probe)?;
+                    self.holds.push(Held { role, stays, places: vec![key(probe)], hold });
                 }
             }
         }
@@ -134,7 +165,7 @@ impl Links {
 
     /// Probes in place.
     pub fn len(&self) -> usize {
-        self.holds.iter().map(|(_, hold)| hold.probes()).sum()
+        self.holds.iter().map(|held| held.hold.probes()).sum()
     }
 
     /// Whether there is none.
@@ -148,25 +179,41 @@ impl Links {
         Self::detach_all([self]);
     }
 
+    /// Takes out the probes that see allocations only: they can be placed again. They are off when the result is dropped.
+    pub fn retire_allocations(&mut self) -> Retired {
+        let retired: Vec<Held> = self.holds.extract_if(.., |held| !held.stays).collect();
+        retired.iter().flat_map(|held| &held.places).for_each(|place| {
+            self.placed.remove(place);
+        });
+        Retired(retired)
+    }
+
     /// The same for several processes at once.
     pub fn detach_all<'a>(all: impl IntoIterator<Item = &'a mut Self>) {
         let mut all: Vec<&mut Self> = all.into_iter().collect();
-        for role in [Role::Entry, Role::Exit, Role::Return, Role::Release] {
-            let mut closing: Vec<Hold> = all
-                .iter_mut()
-                .flat_map(|links| links.holds.extract_if(.., |(of, _)| *of == role).map(|(_, hold)| hold))
-                .collect();
-            while !closing.is_empty() {
-                let rest = closing.split_off(closing.len().min(MAX_CLOSING_THREADS));
-                std::thread::scope(|scope| {
-                    for hold in std::mem::replace(&mut closing, rest) {
-                        scope.spawn(move || drop(hold));
-                    }
-                });
-            }
-        }
+        let mut holds: Vec<Held> = all.iter_mut().flat_map(|links| links.holds.drain(..)).collect();
+        close_by_role(&mut holds);
         all.iter_mut().for_each(|links| links.placed.clear());
     }
+}
+
+/// Closes probes: entries, then exits and returns, then releases; those of one role at the same time.
+fn close_by_role(holds: &mut Vec<Held>) {
+    for role in [Role::Entry, Role::Exit, Role::Return, Role::Release] {
+        let mut closing: Vec<Held> = holds.extract_if(.., |held| held.role == role).collect();
+        while !closing.is_empty() {
+            let rest = closing.split_off(closing.len().min(MAX_CLOSING_THREADS));
+            std::thread::scope(|scope| {
+                for held in std::mem::replace(&mut closing, rest) {
+                    scope.spawn(move || drop(held.hold));
+                }
+            });
+        }
+    }
+}
+
+fn key(probe: &Probe<'_>) -> PlaceKey {
+    (probe.object_key, probe.file_offset, probe.role)
 }
 
 /// Places a probe by a perf event.

@@ -2,27 +2,39 @@
 
 use std::{collections::BTreeMap, os::fd::BorrowedFd};
 
-use tracer_common::abi::{LIFETIME_FIRST_LOG2, LiveBlock, LiveKey, SiteLifetimes};
+use tracer_common::{
+    abi::{LIFETIME_FIRST_LOG2, LiveBlock, LiveKey, SiteLifetimes},
+    sampling::{COUNT_FRACTION_BITS, Weight},
+};
 
 use super::{
     RecordError,
     kernel_map::{self, MappedArray},
+    weighing::Weighing,
 };
-use crate::model::{Lifetime, LiveAge, LiveSize};
+use crate::model::{Lifetime, LiveAge, LiveSize, SampledAge};
 
 /// Bytes and blocks of one site.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
     /// Bytes requested.
     pub bytes: u64,
-    /// Blocks.
-    pub count: u64,
+    /// Blocks that were seen.
+    pub seen_count: u64,
+    /// Blocks that these stand for, in units of 2^-[`COUNT_FRACTION_BITS`].
+    fraction_count: u64,
 }
 
 impl Amount {
-    fn add(&mut self, block: &LiveBlock) {
-        self.bytes = self.bytes.saturating_add(block.size_bytes);
-        self.count += 1;
+    fn add(&mut self, weight: Weight) {
+        self.bytes = self.bytes.saturating_add(weight.bytes);
+        self.seen_count += 1;
+        self.fraction_count = self.fraction_count.saturating_add(weight.count);
+    }
+
+    /// Blocks that were seen, or that these stand for.
+    pub const fn count(&self) -> u64 {
+        self.fraction_count.saturating_add(1 << (COUNT_FRACTION_BITS - 1)) >> COUNT_FRACTION_BITS
     }
 }
 
@@ -30,6 +42,7 @@ impl Amount {
 #[derive(Clone, Debug)]
 pub struct Ages {
     start_ns: u64,
+    weighing: Weighing,
     buckets: BTreeMap<(u32, u64), Amount>,
     /// At most 65 for each site.
     sizes: BTreeMap<(u32, u8), Amount>,
@@ -37,21 +50,36 @@ pub struct Ages {
 
 impl Ages {
     /// Times of birth are counted from `start_ns` (`CLOCK_MONOTONIC`).
-    pub fn new(start_ns: u64) -> Self {
-        Self { start_ns, buckets: BTreeMap::new(), sizes: BTreeMap::new() }
+    pub fn new(start_ns: u64, weighing: Weighing) -> Self {
+        Self { start_ns, weighing, buckets: BTreeMap::new(), sizes: BTreeMap::new() }
     }
 
     /// Adds one mapping. It has no size that was asked for: it may have been cut and joined since.
     pub fn add_mapping(&mut self, mapping: &LiveBlock) {
-        let born = mapping.born_ns.saturating_sub(self.start_ns);
+        self.add_weighed(mapping, Weighing::default().block(mapping));
+    }
+
+    fn add_weighed(&mut self, block: &LiveBlock, weight: Weight) {
+        let born = block.born_ns.saturating_sub(self.start_ns);
         let bucket = born - born % LiveAge::RESOLUTION_NS;
-        self.buckets.entry((mapping.site, bucket)).or_default().add(mapping);
+        self.buckets.entry((block.site, bucket)).or_default().add(weight);
     }
 
     /// Adds one block of an allocator.
     pub fn add(&mut self, block: &LiveBlock) {
-        self.add_mapping(block);
-        self.sizes.entry((block.site, LiveSize::bucket_of(block.size_bytes))).or_default().add(block);
+        let weight = self.weighing.block(block);
+        self.add_weighed(block, weight);
+        self.sizes.entry((block.site, LiveSize::bucket_of(block.size_bytes))).or_default().add(weight);
+    }
+
+    /// How many blocks were seen, by site and birth, where these stand for others; else nothing.
+    pub fn sampled(&self) -> Vec<SampledAge> {
+        let row = |((site, born_ns), amount): (&(u32, u64), &Amount)| SampledAge {
+            site: *site,
+            born_ns: *born_ns,
+            count: amount.seen_count,
+        };
+        if self.weighing.is_estimate() { self.buckets.iter().map(row).collect() } else { Vec::new() }
     }
 
     /// The sums, by site and birth, and by site and size.
@@ -59,13 +87,13 @@ impl Ages {
         let age = |((site, born_ns), amount): ((u32, u64), Amount)| LiveAge {
             site,
             born_ns,
-            count: amount.count,
+            count: amount.count(),
             bytes: amount.bytes,
         };
         let size = |((site, bucket), amount): ((u32, u8), Amount)| LiveSize {
             site,
             bucket,
-            count: amount.count,
+            count: amount.count(),
             bytes: amount.bytes,
         };
         (self.buckets.into_iter().map(age).collect(), self.sizes.into_iter().map(size).collect())
@@ -144,7 +172,7 @@ impl Ends {
             }
             match end {
                 End::Exec => {
-                    ended.entry(block.site).or_default().add(&block);
+                    ended.entry(block.site).or_default().add(ages.weighing.block(&block));
                 }
                 End::Exit => ages.add(&block),
             }
@@ -181,7 +209,7 @@ mod tests {
 
     #[test]
     fn blocks_are_summed_by_site_and_tenth_of_a_second() {
-        let mut ages = Ages::new(1_000);
+        let mut ages = Ages::new(1_000, Weighing::default());
         let block =
             |site, born_ns, size_bytes| LiveBlock { size_bytes, born_ns, site, ..LiveBlock::default() };
         ages.add(&block(1, 1_000, 10));
@@ -194,7 +222,7 @@ mod tests {
 
     #[test]
     fn blocks_are_summed_by_site_and_power_of_two() {
-        let mut ages = Ages::new(0);
+        let mut ages = Ages::new(0, Weighing::default());
         let block = |site, size_bytes| LiveBlock { size_bytes, site, ..LiveBlock::default() };
         for size_bytes in [0, 1, 2, 3, 4, 7, 8, u64::MAX] {
             ages.add(&block(1, size_bytes));

@@ -15,8 +15,10 @@ use tracer_common::abi::{
 
 use super::{
     RecordError,
-    kernel_map::{Abi, MappedArray, skipped_runs},
+    cost::Runs,
+    kernel_map::{Abi, MappedArray, program_info, skipped_runs},
     multi::MultiPrograms,
+    weighing::Weighing,
 };
 use crate::attach::{
     probe_kind::ProbeKind,
@@ -90,6 +92,8 @@ pub struct LoadOptions {
     pub validate: bool,
     /// How the probes will be placed.
     pub probe_kind: ProbeKind,
+    /// Which allocations are seen.
+    pub weighing: Weighing,
 }
 
 /// The programs of the object by what they are for.
@@ -149,6 +153,8 @@ pub struct Programs {
     site_count: Array<MapData, u32>,
     /// Not 0 from the end of the recording on.
     stopped: Array<MapData, u32>,
+    /// The window that is now, where allocations are booked in windows.
+    window: Array<MapData, u64>,
     /// Losses.
     pub tallies: PerCpuArray<MapData, Abi<Tally>>,
     /// New stacks and lifecycle events.
@@ -212,6 +218,7 @@ impl Programs {
             _mapped: [counters, lifetimes],
             site_count: typed(&mut bpf, "SITE_COUNT")?,
             stopped: typed(&mut bpf, "STOPPED")?,
+            window: typed(&mut bpf, "WINDOW")?,
             tallies: typed(&mut bpf, "TALLIES")?,
             events: typed(&mut bpf, "EVENTS")?,
             validations: typed(&mut bpf, "VALIDATIONS")?,
@@ -275,6 +282,32 @@ impl Programs {
     pub fn stop(&mut self) -> Result<(), RecordError> {
         let failed = |source| RecordError::Map { operation: "write", map: "STOPPED", source };
         self.stopped.set(0, 1, 0).map_err(failed)
+    }
+
+    /// Says which window is now ([`tracer_common::abi::window`]).
+    ///
+    /// # Errors
+    /// [`RecordError::Map`].
+    pub fn set_window(&mut self, window: u64) -> Result<(), RecordError> {
+        let failed = |source| RecordError::Map { operation: "write", map: "WINDOW", source };
+        self.window.set(0, window, 0).map_err(failed)
+    }
+
+    /// How often and how long a probe program has run, while the kernel's statistics were on.
+    ///
+    /// # Errors
+    /// [`RecordError::System`], [`RecordError::Object`].
+    pub fn runs(&self, name: &'static str) -> Result<Runs, RecordError> {
+        // What was not needed is not loaded.
+        let info = match &self.multi {
+            Some(programs) => programs.get(name).map(program_info),
+            None => {
+                let program = self.bpf.program(name).ok_or(RecordError::Object { name })?;
+                program.fd().ok().map(|fd| program_info(fd.as_fd()))
+            }
+        };
+        let info = info.transpose()?;
+        Ok(info.map_or_else(Runs::default, |info| Runs { count: info.run_cnt, time_ns: info.run_time_ns }))
     }
 
     /// Sites handed out.
@@ -341,6 +374,9 @@ pub(super) fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
         clone_flags_offset: options.clone_flags_offset,
         fault_capacity,
         sharers_unseen: u32::from(!options.probe_kind.sees_sharers()),
+        sample_bytes: options.weighing.sample_bytes,
+        has_windows: u32::from(options.weighing.has_windows),
+        padding: 0,
     });
     let level = options.bpf_log.map_or(0, |level| level as u8);
     EbpfLoader::new()

@@ -26,6 +26,8 @@ pub struct OwnLosses {
     pub without_allocator: u64,
     /// What the lens on page faults could not do.
     pub faults: FaultLosses,
+    /// 1 if the recording ended because its budget could not be held.
+    pub over_budget: u64,
 }
 
 /// Name, whether it makes the result incomplete, meaning.
@@ -109,6 +111,12 @@ const UNSEEN_BEFORE: Row = (
     "Address space in which is not known what was resident before the recording, because it is too large to be read.",
 );
 
+const OVER_BUDGET: Row = (
+    "over-budget",
+    true,
+    "The recording ended early, because what tracing was allowed to cost could not be held.",
+);
+
 /// Every line of the ledger, also those at zero.
 pub fn rows(tallies: &[(Loss, Tally)], own: &OwnLosses) -> Vec<LossTally> {
     let row = |(reason, is_incomplete, meaning): Row, count| LossTally {
@@ -141,6 +149,7 @@ pub fn rows(tallies: &[(Loss, Tally)], own: &OwnLosses) -> Vec<LossTally> {
             row(FAULT_SKIPPED, own.faults.skipped_runs),
             row_of(UNATTRIBUTED, of_bytes(own.faults.unattributed_bytes)),
             row_of(UNSEEN_BEFORE, of_bytes(own.faults.unseen_bytes)),
+            row(OVER_BUDGET, own.over_budget),
         ])
         .collect()
 }

@@ -1,10 +1,13 @@
 //! Runs a recording: loads the programs, attaches, reads back, ends.
 
 mod address_space;
+mod budget;
+mod calibrate;
 mod check;
 mod classes;
 pub(crate) mod clock;
 mod code_store;
+mod cost;
 mod error;
 mod event;
 mod exit_watch;
@@ -31,7 +34,10 @@ mod session;
 mod stacks;
 mod verify;
 pub(crate) mod wait;
+mod weighing;
+mod window;
 
+pub use calibrate::{TrapCosts, trap_costs};
 pub use check::{Attached, Comparison, validate};
 pub use error::RecordError;
 pub use load::{Limits, LoadOptions, Programs, Purpose, TableSizes};
@@ -39,3 +45,4 @@ pub use mapping::{BookTallies, MappingBook, MappingError, MappingHooks, SiteFact
 pub use options::{Outcome, Progress, RecordOptions};
 pub use session::Session;
 pub use verify::{Verification, verify_programs};
+pub use weighing::Weighing;

@@ -1,10 +1,15 @@
 //! What a recording is asked to do, what it shows meanwhile, and what it came to.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    num::{NonZeroU32, NonZeroU64},
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::{
     clock::{nanoseconds, realtime_ns},
     load::Limits,
+    weighing::Weighing,
 };
 use crate::{
     attach::{
@@ -12,7 +17,7 @@ use crate::{
         scope::Scope,
         selection::Selection,
     },
-    capture::{Header, LENS_SETTING, Owner},
+    capture::{Header, LENS_SETTING, MAX_OVERHEAD_SETTING, Owner, SAMPLE_SETTING},
     model::{EndReason, Lens, Target},
 };
 
@@ -49,12 +54,24 @@ pub struct RecordOptions {
     pub probe_choice: ProbeChoice,
     /// Processes that join this are recorded too.
     pub scope: Option<Scope>,
+    /// Mean bytes from one sampled allocation to the next; `None`: all are booked.
+    pub sample_bytes: Option<NonZeroU64>,
+    /// Most that tracing may cost, in millionths of the target's CPU time; `None`: whatever it costs.
+    pub max_overhead: Option<NonZeroU32>,
 }
 
 impl RecordOptions {
     /// How probes are placed; where there are none, nothing need be tried.
     pub(super) fn probe_choice(&self) -> ProbeChoice {
         if self.lenses.contains(&Lens::Malloc) { self.probe_choice } else { ProbeChoice::Perf }
+    }
+
+    /// What blocks count for.
+    pub(super) fn weighing(&self) -> Weighing {
+        Weighing {
+            sample_bytes: self.sample_bytes.map_or(0, NonZeroU64::get),
+            has_windows: self.max_overhead.is_some(),
+        }
     }
 
     /// The bounds, with as little as can be for what is not looked at.
@@ -109,7 +126,7 @@ pub struct Outcome {
 pub(super) fn header(target: Target, options: &RecordOptions, probe_kind: ProbeKind) -> Header {
     let limits = options.limits;
     let lenses: Vec<&str> = options.lenses.iter().map(|lens| lens.name()).collect();
-    let settings = [
+    let mut settings = vec![
         (LENS_SETTING, lenses.join(",")),
         ("interval_ns", options.interval.as_nanos().to_string()),
         ("min_size_bytes", options.min_size_bytes.to_string()),
@@ -123,6 +140,8 @@ pub(super) fn header(target: Target, options: &RecordOptions, probe_kind: ProbeK
         ("probe_kind", probe_kind.name().to_owned()),
         ("max_processes", options.max_processes.to_string()),
     ];
+    settings.extend(options.sample_bytes.map(|bytes| (SAMPLE_SETTING, bytes.to_string())));
+    settings.extend(options.max_overhead.map(|share| (MAX_OVERHEAD_SETTING, share.to_string())));
     let system = rustix::system::uname();
     Header {
         target,

@@ -15,6 +15,7 @@ use super::{
     classes::{MappingStack, Names, class_of, place_of},
     clock::{monotonic_ns, nanoseconds},
     code_store::CodeStore,
+    cost::Steps,
     event::{self, Event},
     fault::{Change, FaultLens},
     link::Links,
@@ -32,6 +33,7 @@ use super::{
     rss,
     stacks::StackBook,
     wait::{Signals, any_readable, clear, until, watched},
+    window::Windows,
 };
 use crate::{
     attach::{
@@ -85,6 +87,12 @@ pub struct Session {
     pub(super) are_faults_pending: bool,
     /// What the runtimes said at the end.
     pub(super) fault_regions: HashMap<u32, Vec<managed::Region>>,
+    /// The windows in which allocations are seen; `None`: all the time.
+    pub(super) windows: Option<Windows>,
+    /// Whether probes of allocations are to be in place.
+    pub(super) windows_are_open: bool,
+    /// Which probes are single-stepped.
+    pub(super) steps: Steps,
     watches: Vec<MmapWatch>,
     book: StackBook,
     memory_looks: MemoryLooks,
@@ -134,8 +142,11 @@ impl Session {
             clone_flags_offset: new_tasks.as_ref().map_or(0, |(_, offset)| *offset),
             validate: false,
             probe_kind,
+            weighing: options.weighing(),
         };
         let mut programs = Programs::load(&load, Purpose::Trace)?;
+        let share = options.max_overhead.map(|share| f64::from(share.get()) / 1e6);
+        let windows = share.map(|share| Windows::prepare(share, probe_kind)).transpose()?;
         // Without it, blocks that a vfork child allocates are missed, and children are not followed.
         let watched = new_tasks.and_then(|(tracefs, _)| programs.watch_new_tasks(&tracefs));
         if let Err(error) = watched {
@@ -150,6 +161,7 @@ impl Session {
             roster.add(member).map_err(system("watch for exits"))?;
         }
         let lenses = options.lenses.clone();
+        let weighing = options.weighing();
         Ok(Self {
             discoverer: Discoverer::new(options.selection.clone()),
             allocators: BTreeMap::new(),
@@ -166,12 +178,15 @@ impl Session {
             fault_changes: Vec::new(),
             are_faults_pending: false,
             fault_regions: HashMap::new(),
+            windows,
+            windows_are_open: true,
+            steps: Steps::default(),
             watches,
             book: StackBook::default(),
             writer,
             memory_looks: MemoryLooks::default(),
             ended: BTreeMap::new(),
-            ages: Ages::new(monotonic_ns()),
+            ages: Ages::new(monotonic_ns(), weighing),
             ends: Ends::default(),
             losses: OwnLosses::default(),
             started: Instant::now(),
@@ -215,10 +230,13 @@ impl Session {
         let mut tick = tokio::time::interval(self.options.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.tick().await;
+        self.start_windows()?;
         ready();
         let deadline = self.options.duration.map(|duration| tokio::time::Instant::now() + duration);
         let reason = loop {
             let pause = self.refresh_pause;
+            let window_due: Option<tokio::time::Instant> =
+                self.windows.as_ref().map(|windows| windows.due().into());
             let is_dirty = self.roster.alive().any(|member| member.is_dirty);
             tokio::select! {
                 biased;
@@ -232,6 +250,13 @@ impl Session {
                     }
                 }
                 () = until(deadline) => break EndReason::Duration,
+                () = until(window_due) => {
+                    if let Some(why) = self.turn_window()? {
+                        self.losses.over_budget = 1;
+                        self.hints.insert(why);
+                        break EndReason::OverBudget;
+                    }
+                }
                 guard = events.readable() => {
                     clear(guard);
                     self.drain_events()?;
@@ -264,7 +289,7 @@ impl Session {
 
     fn start_clock(&mut self) -> Result<(), RecordError> {
         self.started = Instant::now();
-        self.ages = Ages::new(monotonic_ns());
+        self.ages = Ages::new(monotonic_ns(), self.options.weighing());
         self.sample(Duration::ZERO, false)
     }
 
@@ -460,12 +485,14 @@ impl Session {
         let mapped: HashMap<u32, SiteCounters> =
             self.roster.all().flat_map(|member| member.mappings.sites()).collect();
         let touched = self.faults.as_ref().map(FaultLens::counters).unwrap_or_default();
+        let weighing = self.options.weighing();
         let mut changed = Vec::new();
         for site in 0..=self.progress.sites {
-            let Some(mut now) = self.programs.sites.get(site) else { break };
+            let Some(now) = self.programs.sites.get(site) else { break };
+            let mut now = weighing.counters(now);
             if let Some(ended) = self.ended.get(&site) {
                 now.freed_bytes = now.freed_bytes.saturating_add(ended.bytes);
-                now.freed_count = now.freed_count.saturating_add(ended.count);
+                now.freed_count = now.freed_count.saturating_add(ended.count());
             }
             self.progress.outstanding_bytes += now.allocated_bytes.saturating_sub(now.freed_bytes);
             self.progress.outstanding_count += now.allocated_count.saturating_sub(now.freed_count);
@@ -489,11 +516,18 @@ impl Session {
         if !is_last {
             self.look_at_memory(elapsed, false)?;
         }
-        let tallies = self.programs.tallies()?;
+        let mut tallies = self.programs.tallies()?;
+        // What was not sampled cannot be told from it: it is not known, and not 0.
+        tallies.retain(|(loss, _)| *loss != Loss::UnknownRelease || !weighing.is_estimate());
         let losses = losses::rows(&tallies, &self.own_losses()?);
         self.progress.lost = losses.iter().filter(|loss| loss.is_incomplete).map(|loss| loss.count).sum();
         self.writer.set_losses(&losses)?;
-        self.writer.set_overhead(self.probe_hits(&tallies), None)?;
+        let account = self.account()?;
+        let hits = account.map_or_else(|| self.probe_hits(&tallies), |account| account.cost.hits);
+        self.writer.set_overhead(hits, account.map(|account| account.cost.programs_ns as u64))?;
+        if let Some(account) = account {
+            self.writer.set_budget(&account.into())?;
+        }
         self.writer.commit()?;
         Ok(())
     }
@@ -551,6 +585,7 @@ impl Session {
     fn finish(mut self, reason: EndReason) -> Result<Outcome, RecordError> {
         // Before the probes go, which takes a while: all that is read is the state of now.
         self.programs.stop()?;
+        self.end_windows();
         let elapsed = self.started.elapsed();
         self.look_at_memory(elapsed, true)?;
         self.look_at_mappings(|_| true)?;
@@ -571,7 +606,8 @@ impl Session {
         for member in self.roster.all() {
             member.mappings.add_ages(&mut self.ages);
         }
-        let ages = std::mem::replace(&mut self.ages, Ages::new(0));
+        let ages = std::mem::replace(&mut self.ages, Ages::new(0, self.options.weighing()));
+        self.writer.add_sampled_ages(&ages.sampled())?;
         let (ages, sizes) = ages.into_rows();
         self.writer.add_live_ages(&ages)?;
         self.writer.add_live_sizes(&sizes)?;
@@ -583,7 +619,10 @@ impl Session {
         // The target's files are parsed from here on, and nothing else of it is read.
         shed(Stage::Naming);
         self.name_frames()?;
-        let probe_hits = self.probe_hits(&self.programs.tallies()?);
+        let probe_hits = match self.account()? {
+            Some(account) => account.cost.hits,
+            None => self.probe_hits(&self.programs.tallies()?),
+        };
         self.hints.extend(self.silence(probe_hits));
         for member in self.roster.all() {
             self.hints.extend(member.absence.map(|why| {

@@ -14,6 +14,7 @@ use super::{
     RecordError,
     kernel_map::program_info,
     load::{Limits, LoadOptions, TableSizes, load_object},
+    weighing::Weighing,
 };
 use crate::attach::probe_kind::ProbeKind;
 
@@ -48,6 +49,7 @@ pub fn verify_programs() -> Result<Vec<Verification>, RecordError> {
         clone_flags_offset: 0,
         validate: false,
         probe_kind: ProbeKind::Perf,
+        weighing: Weighing::default(),
     };
     let mut bpf = load_object(&options)?;
     let mut all = Vec::new();

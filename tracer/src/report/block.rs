@@ -1,6 +1,7 @@
 //! One site of the table: its numbers, the function that asked for the memory, and who called it.
 
 use super::escape;
+use super::estimate::{error_of_bytes, error_of_count};
 use super::evidence::evidence;
 use super::human::{counted, function, middle, percent, size};
 use super::section::{described, has_several_allocators, has_several_processes, process_name};
@@ -51,15 +52,17 @@ pub(super) fn blocks(profile: &Profile, site: &Site, shared: usize, width: usize
         _ => String::new(),
     };
     let numbers = format!(
-        "{:>3}. {:>10}  {:>6}  {}{resident}, {}{}",
+        "{:>3}. {:>10}{}  {:>6}  {}{}{resident}, {}{}",
         site.rank,
         size(site.outstanding_bytes),
+        error_of_bytes(site.variance.as_ref()),
         share,
         match site.lens {
             Lens::Malloc => counted(site.outstanding_count, "block", "blocks"),
             Lens::Mmap => counted(site.outstanding_count, "mapping", "mappings"),
             Lens::Faults => counted(site.outstanding_count, "page", "pages"),
         },
+        error_of_count(site.variance.as_ref()),
         growth(site.growth_bytes_per_s),
         verdict.map_or_else(String::new, |verdict| format!(", {}", verdict.kind.name())),
     );

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
+use super::estimate::{error_of_bytes, error_of_count};
 use super::human::{count, counted, middle, percent, seconds, size};
 use super::table::{Paint, growth};
-use super::{escape, memory, verdict};
+use super::{escape, estimate, memory, verdict};
 use crate::model::{EndReason, Lens, ProcessEnd};
 use crate::profile::{ProcessSummary, Profile, Rss, SiteVerdict, Totals};
 
@@ -36,11 +37,25 @@ pub(super) fn head(text: &mut String, profile: &Profile, width: usize, paint: Pa
     if let Some(limit) = profile.limits.first() {
         field(text, "limit", &memory::limit(limit), width);
     }
+    for note in estimate::notes(profile) {
+        field(text, "estimated", &note, width);
+    }
     sums(text, profile, width);
     if let Some(cost) = profile.cost {
         let cpu =
             cost.probe_cpu_percent.map(|percent| format!(", {percent:.1} % of a CPU")).unwrap_or_default();
-        field(text, "probes", &format!("{} hits/s{cpu}", count(cost.probe_hits_per_s.round() as u64)), width);
+        let traps =
+            cost.trap_cpu_percent.map(|percent| format!(" and {percent:.1} % in traps")).unwrap_or_default();
+        let of_target = cost
+            .target_percent
+            .map(|percent| format!(": {percent:.1} % of the target's CPU time"))
+            .unwrap_or_default();
+        field(
+            text,
+            "probes",
+            &format!("{} hits/s{cpu}{traps}{of_target}", count(cost.probe_hits_per_s.round() as u64)),
+            width,
+        );
     }
     text.push('\n');
 }
@@ -217,9 +232,11 @@ fn amount(totals: &Totals, (one, many): (&str, &str)) -> String {
         _ => String::new(),
     };
     format!(
-        "{}{resident} in {} at {}, {}",
+        "{}{}{resident} in {}{} at {}, {}",
         size(totals.outstanding_bytes),
+        error_of_bytes(totals.variance.as_ref()),
         counted(totals.outstanding_count, one, many),
+        error_of_count(totals.variance.as_ref()),
         counted(totals.sites_outstanding as u64, "call site", "call sites"),
         growth(totals.growth_bytes_per_s),
     )
@@ -237,6 +254,7 @@ fn recorded(profile: &Profile) -> String {
         Some(EndReason::Duration) => "",
         Some(EndReason::Interrupted) => ", stopped by the user",
         Some(EndReason::TargetExited) => ", ended by the target's exit",
+        Some(EndReason::OverBudget) => ", ended because its budget could not be held",
         None => ", unfinished",
     };
     format!("{} from {start}{end}", seconds(profile.window.elapsed_ns))

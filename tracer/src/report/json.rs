@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::escape::is_deceptive;
+use super::estimate::notes;
 use super::section::{group_name, state};
 use super::{tree, verdict};
 use crate::model::{
@@ -34,6 +35,17 @@ pub fn json(profile: &Profile) -> Value {
         "overhead": profile.cost.map(|cost| json!({
             "probe_hits_per_s": cost.probe_hits_per_s,
             "probe_cpu_percent": cost.probe_cpu_percent,
+            "trap_cpu_percent": cost.trap_cpu_percent,
+            "target_percent": cost.target_percent,
+        })),
+        "estimate": profile.estimate.map(|estimate| json!({
+            "sample_bytes": estimate.sample_bytes,
+            "windows": estimate.windows.map(|windows| json!({
+                "allowed_percent": windows.allowed_share * 100.0,
+                "seen_percent": windows.seen_part.map(|part| part * 100.0),
+                "count": windows.count,
+            })),
+            "notes": notes(profile),
         })),
         "rss": profile.rss.map(|memory| {
             let mut memory = rss(&memory);
@@ -234,6 +246,8 @@ pub(super) fn totals(profile: &Profile) -> Value {
             "sites": totals.sites,
             "outstanding_bytes": totals.outstanding_bytes,
             "outstanding_count": totals.outstanding_count,
+            "outstanding_bytes_error": totals.variance.map(|variance| variance.error_bytes()),
+            "outstanding_count_error": totals.variance.and_then(|variance| variance.error_count()),
             "growth_bytes_per_s": totals.growth_bytes_per_s,
             "allocated_bytes": totals.counters.allocated_bytes,
             "allocated_count": totals.counters.allocated_count,
@@ -351,6 +365,8 @@ pub(super) fn site(profile: &Profile, site: &Site) -> Value {
         "evidence": site.verdict.as_ref().map(evidence),
         "outstanding_bytes": site.outstanding_bytes,
         "outstanding_count": site.outstanding_count,
+        "outstanding_bytes_error": site.variance.map(|variance| variance.error_bytes()),
+        "outstanding_count_error": site.variance.and_then(|variance| variance.error_count()),
         "growth_bytes_per_s": site.growth_bytes_per_s,
         "allocated_bytes": site.counters.allocated_bytes,
         "allocated_count": site.counters.allocated_count,

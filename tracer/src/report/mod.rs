@@ -4,6 +4,7 @@ mod block;
 mod check;
 mod diff;
 mod escape;
+pub(crate) mod estimate;
 mod evidence;
 mod grid;
 mod head;

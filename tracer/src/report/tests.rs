@@ -11,7 +11,9 @@ use serde_json::Value;
 use super::table::Paint;
 use super::{TableOptions, json, json_text, table};
 use crate::capture::Capture;
-use crate::capture::fixture::{Recording, at, blocks, clean, leaky, resident, server, watched};
+use crate::capture::fixture::{
+    Recording, at, blocks, budgeted, clean, leaky, resident, sampled, server, watched,
+};
 use crate::model::{Lens, StackEnd};
 use crate::profile::{By, Direction, Filter, Profile, Sort, TreeView};
 
@@ -74,6 +76,28 @@ fn golden_tables() {
     recording.finish = None;
     let aged = Profile::new(recording.capture(), filter).unwrap();
     assert_golden("report/golden/narrow.txt", &table(&aged, &narrow));
+}
+
+/// Estimates are marked as such, with their error where it is known.
+#[test]
+fn golden_tables_of_estimates() {
+    let (sampled, budgeted) = (profile(&sampled()), profile(&budgeted()));
+    let text = format!("{}=====\n{}", table(&sampled, &PLAIN), table(&budgeted, &PLAIN));
+    assert_golden("report/golden/estimated.txt", &text);
+    let report = json(&sampled);
+    assert_eq!(report["estimate"]["sample_bytes"], 65_536.0);
+    // 2624 blocks of 4 KiB at 64 KiB: 2624 / (exp(1/16) - 1) blocks squared.
+    let (blocks, site) = ((2624.0 / 0.062_5f64.exp_m1()).sqrt(), &report["sites"][0]);
+    let near = |found: &Value, wanted: f64| (found.as_f64().unwrap() / wanted - 1.0).abs() < 1e-9;
+    assert!(near(&site["outstanding_count_error"], blocks), "{site}");
+    assert!(near(&site["outstanding_bytes_error"], blocks * 4096.0), "{site}");
+    let report = json(&budgeted);
+    assert_eq!(report["estimate"]["windows"]["seen_percent"], 25.0);
+    // 40 ms of programs and 120 ms of traps in 2 s.
+    assert_eq!(report["overhead"]["target_percent"], 8.0);
+    assert!(
+        report["sites"][0]["outstanding_bytes_error"].is_null() && report["window"]["end"] == "over-budget"
+    );
 }
 
 #[test]
@@ -254,9 +278,18 @@ fn reports_match_their_schema() {
     };
     let mut unfinished = leaky();
     unfinished.finish = None;
-    for recording in
-        [leaky(), clean(), crowded(), server(), resident(), watched(), Recording::new(), unfinished]
-    {
+    for recording in [
+        leaky(),
+        clean(),
+        crowded(),
+        server(),
+        resident(),
+        watched(),
+        sampled(),
+        budgeted(),
+        Recording::new(),
+        unfinished,
+    ] {
         let report = json(&profile(&recording));
         check(&report).unwrap();
         for by in By::ALL {

@@ -4,7 +4,7 @@ use std::fs;
 
 use rusqlite::Connection;
 
-use super::super::fixture::{Recording, leaky, resident, server};
+use super::super::fixture::{Recording, budgeted, leaky, resident, sampled, server};
 use super::super::schema::tables;
 use super::super::{Capture, CaptureError, CaptureWriter, Ended, FORMAT_VERSION, ProcessRow};
 use crate::model::{EndReason, MemoryClass, Process, ProcessEnd, ProcessId, SiteClass};
@@ -105,6 +105,35 @@ fn captures_of_version_1_are_read() {
     assert_eq!((&capture.frames, &capture.objects), (&now.frames, &now.objects));
     assert_eq!((&capture.losses, capture.finish, capture.overhead), (&now.losses, now.finish, now.overhead));
     assert!(capture.allocators.is_empty() && capture.classes.is_empty());
+}
+
+/// What version 4 added is missing in them, and nothing else.
+#[test]
+fn captures_of_version_3_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("old.offheap");
+    sampled().write(&path);
+    let sql = "DROP TABLE sampled_age; DROP TABLE budget; PRAGMA user_version = 3";
+    Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+    let (capture, now) = (Capture::open(&path).unwrap(), sampled().capture());
+    assert_eq!((capture.skipped_rows, &capture.live_ages), (0, &now.live_ages));
+    assert_eq!((&capture.header, &capture.series), (&now.header, &now.series));
+    assert!(capture.sampled_ages.is_empty() && capture.budget.is_none());
+}
+
+#[test]
+fn blocks_that_were_seen_and_budgets_are_read() {
+    let (recording, capture) = (sampled(), sampled().capture());
+    assert_eq!((capture.skipped_rows, &capture.sampled_ages), (0, &recording.sampled_ages));
+    assert_eq!(capture.budget, None);
+    let (recording, capture) = (budgeted(), budgeted().capture());
+    assert_eq!((capture.skipped_rows, capture.budget), (0, recording.budget));
+    assert_eq!(capture.finish.map(|finish| finish.reason), Some(EndReason::OverBudget));
+    let late = budgeted().capture().since(3_000_000_000);
+    assert!(late.budget.is_none(), "it is of the whole recording");
+    assert!(
+        late.sampled_ages.iter().all(|age| late.live_ages.iter().any(|live| live.born_ns == age.born_ns))
+    );
 }
 
 #[test]

@@ -55,6 +55,7 @@
     const text = verdict && verdict.summary ? verdict.summary : data.headline;
     main.append(el("p", { class: "headline" },
       verdict && verdict.kind ? el("span", { class: "verdict", text: verdict.kind + ": " }) : null, text));
+    main.append(...data.notes.map((text) => el("p", { class: "soft", text: "estimated: " + text })));
   };
 
   const tiles = () => {
@@ -64,7 +65,7 @@
       el("div", { class: "more", text: more })));
     if (report.rss) tile("RSS", size(report.rss.end_bytes), "from " + size(report.rss.start_bytes) + ", " + rate(report.rss.growth_bytes_per_s));
     const has = (lens) => report.lenses.includes(lens);
-    const sum = (what, totals, noun) => tile(what, size(totals.outstanding_bytes),
+    const sum = (what, totals, noun) => tile(what, size(totals.outstanding_bytes) + (totals.outstanding_bytes_error == null ? "" : " ± " + size(totals.outstanding_bytes_error)),
       count(totals.outstanding_count) + " " + noun + ", " + rate(totals.growth_bytes_per_s));
     if (has("malloc")) sum("allocated, not freed", report.totals, "blocks");
     if (has("mmap") && report.totals.mapped) sum("mapped, not unmapped", report.totals.mapped, "mappings");
@@ -75,7 +76,7 @@
     if (stacks.total) tile("whole stacks", share(stacks.whole, stacks.total), count(stacks.whole) + " of " + count(stacks.total));
     if (report.overhead) {
       const cpu = report.overhead.probe_cpu_percent;
-      tile("overhead", cpu === null ? "not measured" : cpu.toFixed(2) + " % CPU", count(Math.round(report.overhead.probe_hits_per_s)) + " probe hits/s");
+      tile("overhead", cpu === null ? "not measured" : cpu.toFixed(2) + " % CPU", (report.overhead.target_percent === null ? "" : report.overhead.target_percent.toFixed(1) + " % of the target's CPU time with traps, ") + count(Math.round(report.overhead.probe_hits_per_s)) + " probe hits/s");
     }
     main.append(box);
   };

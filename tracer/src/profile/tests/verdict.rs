@@ -2,7 +2,7 @@
 
 use super::super::SiteKind;
 use super::*;
-use crate::model::{Lifetime, LiveAge};
+use crate::model::{Lifetime, LiveAge, SampledAge};
 
 const TENTH: u64 = LiveAge::RESOLUTION_NS;
 
@@ -167,4 +167,27 @@ fn leaks_come_before_what_is_larger() {
         profile.sites.iter().map(|site| site.numbers[0]).collect::<Vec<_>>()
     };
     assert_eq!((order(Sort::Verdict), order(Sort::Outstanding)), (vec![1, 2], vec![2, 1]));
+}
+
+/// What a sampled block stands for is no evidence: four blocks are four, however many they stand for.
+#[test]
+fn only_blocks_that_were_seen_are_evidence() {
+    let blocks: Vec<_> = (0..300).map(|tenth| kept(tenth, 100)).collect();
+    let survivors = |seen: u64| {
+        let mut recording = recorded(30, &blocks);
+        recording.sampled_ages = recording
+            .live_ages
+            .iter()
+            .enumerate()
+            .map(|(index, age)| SampledAge {
+                site: age.site,
+                born_ns: age.born_ns,
+                count: u64::from((index as u64).is_multiple_of(300 / seen)),
+            })
+            .collect();
+        let profile = profile(&recording, Filter::default());
+        profile.sites[0].verdict.as_ref().unwrap().survival.unwrap().survivors
+    };
+    assert!((2..=4).contains(&survivors(4)), "{}", survivors(4));
+    assert!(survivors(100) > 60, "{}", survivors(100));
 }
