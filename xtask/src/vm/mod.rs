@@ -3,6 +3,7 @@
 //! One Debian cloud kernel per suite, booted with an initramfs that holds the tests, offheap, the native targets and the
 //! libraries they need. No disk, no network, no KVM needed.
 
+mod cross;
 mod initramfs;
 mod kernel;
 mod qemu;
@@ -16,6 +17,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::demo::{build_offheap, target_directory};
+use crate::ebpf::Arch;
 use crate::kernel_tests;
 use initramfs::Image;
 use kernel::Kernel;
@@ -45,6 +47,9 @@ const GUEST_OFFHEAP: &str = "/bin/offheap";
 /// `cargo xtask vm`.
 #[derive(clap::Args)]
 pub struct Arguments {
+    /// Machine of the guests. Those of aarch64 are always emulated, and cross-compiled for.
+    #[arg(long, value_enum, default_value = "x86_64")]
+    arch: Arch,
     /// Only these kernels, by the beginning of their release (`6.1.`).
     #[arg(long)]
     kernel: Vec<String>,
@@ -64,21 +69,29 @@ pub struct Arguments {
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { kernel: Vec::new(), refresh: false, timeout_s: TIMEOUT_S, program: None, rest: Vec::new() }
+        Self {
+            arch: Arch::X86_64,
+            kernel: Vec::new(),
+            refresh: false,
+            timeout_s: TIMEOUT_S,
+            program: None,
+            rest: Vec::new(),
+        }
     }
 }
 
 /// Runs the tests on every kernel; fails at the end if one of them failed.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let mut image = match &arguments.program {
-        Some(program) => Image::new(program)?,
-        None => test_image()?,
+    let mut image = match (arguments.arch, &arguments.program) {
+        (Arch::X86_64, Some(program)) => Image::new(program)?,
+        (Arch::X86_64, None) => test_image()?,
+        (Arch::Aarch64, program) => cross::image(program.as_deref())?,
     };
     let is_wanted = |kernel: &Kernel| {
         arguments.kernel.is_empty()
             || arguments.kernel.iter().any(|wanted| kernel.release.starts_with(wanted))
     };
-    let guests: Vec<(Kernel, Vec<u8>)> = kernel::fetch(arguments.refresh)?
+    let guests: Vec<(Kernel, Vec<u8>)> = kernel::fetch(arguments.arch, arguments.refresh)?
         .into_iter()
         .filter(is_wanted)
         .map(|kernel| {
@@ -90,7 +103,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if guests.is_empty() {
         bail!("no such kernel: {:?}", arguments.kernel);
     }
-    let results = boot_all(&guests, arguments.timeout_s);
+    let results = boot_all(arguments.arch, &guests, arguments.timeout_s);
     eprintln!("{}", results.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n"));
     match results.iter().filter(|(is_ok, _)| !is_ok).count() {
         0 => Ok(()),
@@ -99,13 +112,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Boots every guest, a few at a time, for each takes one CPU. Whether it went well, and a line that says so.
-fn boot_all(guests: &[(Kernel, Vec<u8>)], timeout_s: u64) -> Vec<(bool, String)> {
+fn boot_all(arch: Arch, guests: &[(Kernel, Vec<u8>)], timeout_s: u64) -> Vec<(bool, String)> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     let work = || {
         while let Some((kernel, archive)) = guests.get(next.fetch_add(1, Ordering::Relaxed)) {
             let start = Instant::now();
-            let result = match qemu::boot(kernel, archive, timeout_s) {
+            let result = match qemu::boot(arch, kernel, archive, timeout_s) {
                 Ok(0) => "ok".to_owned(),
                 Ok(status) => format!("FAILED with status {status}"),
                 Err(error) => format!("FAILED: {error:#}"),
@@ -131,7 +144,10 @@ fn guest_arguments(arguments: &Arguments, kernel: &Kernel) -> Vec<String> {
     }
     let mut list: Vec<String> = match (kernel.is_below_floor(), arguments.rest.is_empty()) {
         (true, _) => owned(REFUSAL_TEST),
-        (false, true) => owned(GUEST_TESTS),
+        (false, true) => owned(match arguments.arch {
+            Arch::X86_64 => GUEST_TESTS,
+            Arch::Aarch64 => cross::TESTS,
+        }),
         (false, false) => arguments.rest.clone(),
     };
     list.push("--test-threads=1".to_owned());
