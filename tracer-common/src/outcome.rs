@@ -39,10 +39,10 @@ pub const fn is_nested(outer_sp: u64, entry_sp: u64) -> bool {
 }
 
 /// Whether a return with this stack pointer belongs to the call that was entered at `entry_sp`: the
-/// return has popped the return address.
+/// return has popped the return address (8 bytes on x86-64; 0 on aarch64, where it is in a register).
 #[inline(always)]
-pub const fn is_return_of(entry_sp: u64, return_sp: u64) -> bool {
-    return_sp == entry_sp.wrapping_add(8)
+pub const fn is_return_of(entry_sp: u64, return_sp: u64, popped_bytes: u64) -> bool {
+    return_sp == entry_sp.wrapping_add(popped_bytes)
 }
 
 /// What becomes of the block that a resize had set aside.
@@ -143,9 +143,9 @@ mod tests {
 
     #[test]
     fn a_return_pops_the_return_address() {
-        assert!(is_return_of(1000, 1008));
-        assert!(!is_return_of(1000, 1000));
-        assert!(!is_return_of(1000, 984));
+        assert!(is_return_of(1000, 1008, 8) && is_return_of(1000, 1000, 0));
+        assert!(!is_return_of(1000, 1000, 8) && !is_return_of(1000, 1008, 0));
+        assert!(!is_return_of(1000, 984, 8));
     }
 
     #[test]

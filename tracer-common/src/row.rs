@@ -9,6 +9,11 @@
 //! begins. `slot` = k: the caller's frame pointer was saved at CFA - 8k; 0: unchanged. The return
 //! address is at CFA - 8.
 //!
+//! On aarch64 frame pointer and return address are saved side by side: `slot` = k: at CFA - 8k and the word behind it;
+//! [`SLOT_AT_BASE`]: at the register that the CFA is counted from; 0: neither is saved, the return address is in the link
+//! register. KIND_PLT and KIND_TRAMPOLINE do not occur there, and a frame-pointer step goes to the record at the frame
+//! pointer, wherever that lies in its frame.
+//!
 //! Worked example: at page offset 0x40, CFA = rsp + 16, rbp saved at CFA - 16:
 //! `0x40 << 22 | RSP << 19 | 2 << 6 | 2` = `0x1008_0082`.
 
@@ -21,6 +26,8 @@ pub const RULE_MASK: u32 = 0x003f_ffff;
 pub const MAX_CFA_BYTES: i64 = 0x1fff * 8;
 /// Largest slot.
 pub const MAX_SLOT: i64 = 63;
+/// Slot on aarch64: at the lower end of the frame, where the register points to that the CFA is counted from.
+pub const SLOT_AT_BASE: u32 = 63;
 
 /// Frame-pointer step: CFA = rbp + 16, rbp and return address below it. For code without an FDE.
 pub const KIND_FRAME_POINTER: u32 = 0;

@@ -20,6 +20,7 @@ use tracer_common::{
 use crate::{
     book,
     intern::{self, Origin},
+    machine,
     map::{self, CALLS, SETTINGS},
     task::{self, Registers},
     walk::Start,
@@ -75,7 +76,7 @@ pub fn enter(ctx: &ProbeContext) {
         call.active = CALL_NONE;
     }
     if call.active != CALL_NONE {
-        if outcome::is_nested(call.entry_sp, entry_sp) && still_runs(call) {
+        if outcome::is_nested(call.entry_sp, entry_sp) && still_runs(regs, call) {
             return book::tally(Loss::NestedCall, 0);
         }
         if call.entry_sp == entry_sp {
@@ -102,7 +103,7 @@ pub fn enter(ctx: &ProbeContext) {
     call.return_address = 0;
     call.window = window;
     if cookie.is_left_at_exit() && !returns_elsewhere {
-        call.return_address = user_word(entry_sp).unwrap_or(0);
+        call.return_address = machine::return_address(regs, entry_sp).unwrap_or(0);
     }
     if shape == SHAPE_ALIGNED_OUT {
         call.pointer = regs.argument(cookie.pointer_argument());
@@ -159,8 +160,8 @@ fn ends_unseen(call: &CallInFlight, window: u64) -> bool {
 /// An exception may have left it (only functions that may throw have probes at their exits). The frames that were
 /// pushed since then lie where its own was: its return address is not there any more.
 #[inline(always)]
-fn still_runs(call: &CallInFlight) -> bool {
-    call.return_address == 0 || user_word(call.entry_sp) == Some(call.return_address)
+fn still_runs(regs: Registers, call: &CallInFlight) -> bool {
+    call.return_address == 0 || machine::may_still_run(regs, call.entry_sp, call.return_address)
 }
 
 /// Eight bytes of the target's memory.
@@ -182,7 +183,7 @@ pub fn leave(ctx: &RetProbeContext) {
     };
     // SAFETY: a map value that only this thread's programs touch.
     let call = unsafe { &mut *call };
-    if !outcome::is_return_of(call.entry_sp, regs.sp()) {
+    if !outcome::is_return_of(call.entry_sp, regs.sp(), machine::RETURN_POPS_BYTES) {
         if call.active == CALL_NONE {
             book::tally(Loss::UnmatchedReturn, 0);
         }
@@ -207,11 +208,11 @@ pub fn leave_at_exit(ctx: &ProbeContext) {
     if call.active == CALL_NONE || call.return_address == 0 || call.entry_sp != sp {
         return;
     }
-    if user_word(sp) != Some(call.return_address) {
+    if machine::return_address(regs, sp) != Some(call.return_address) {
         return;
     }
     // As the walk finds it behind the return.
-    let start = Start { pc: call.return_address, sp: sp.wrapping_add(8), fp: regs.fp(), leaf: 0 };
+    let start = regs.start_behind_return(sp, call.return_address);
     finish(ctx, call, pid_tgid, regs.result(), start);
 }
 

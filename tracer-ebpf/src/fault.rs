@@ -89,7 +89,7 @@ fn fault(ctx: &RawTracePointContext, (pid_tgid, tgid): (u64, u32), (leaf, flags)
     }
     // SAFETY: there is a current task, and it has registers: those at its entry into the kernel.
     let regs = Registers::new(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const _);
-    let start = Start { leaf, ..regs.start() };
+    let start = Start { leaf, ..regs.start_in_system_call() };
     let site = locate(ctx, (pid_tgid, tgid), start, PAGE_BYTES);
     let mut flags = flags | error as u32 & (FAULT_ON_PRESENT | FAULT_WRITE);
     if flags & FAULT_ON_PRESENT == 0 {
@@ -205,7 +205,7 @@ pub fn range_exit(ctx: &TracePointContext) {
     let mut event = caller.event(OPERATION_MAP);
     event.address = address;
     event.length = length;
-    event.site = locate(ctx, (caller.pid_tgid, caller.tgid), caller.regs.start(), length);
+    event.site = locate(ctx, (caller.pid_tgid, caller.tgid), caller.regs.start_in_system_call(), length);
     send(event);
 }
 

@@ -11,7 +11,7 @@ use tracer_common::abi::{
 };
 
 use crate::{
-    atomic, book,
+    atomic, book, machine,
     map::{EVENTS, PROCESSES, SETTINGS, SITE_COUNT, SITE_KEYS},
     scratch::{self, Slot},
     syscall,
@@ -46,7 +46,10 @@ pub fn site_of_stack<C: EbpfContext>(
     let is_trampoline = state.event.end == StackEnd::ForeignReturnProbe as u32
         // The kernel maps the trampoline at the first hit, and the mapping set may not have it yet.
         || state.event.end == StackEnd::NoMapping as u32;
-    if origin.call_sp != 0 && is_trampoline && state.sp <= origin.call_sp.wrapping_add(8) {
+    if origin.call_sp != 0
+        && is_trampoline
+        && state.sp <= origin.call_sp.wrapping_add(machine::RETURN_POPS_BYTES)
+    {
         // Our own, of the call that the thread is in or of one inside it; it is no frame.
         state.event.end = StackEnd::AllocatorCall as u32;
         state.event.frame_count = state.event.frame_count.saturating_sub(1);

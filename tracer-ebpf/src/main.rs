@@ -10,17 +10,24 @@
 mod atomic;
 mod book;
 mod call;
+#[cfg(bpf_target_arch = "x86_64")]
 mod escape;
 mod fault;
 mod intern;
 mod lifecycle;
+mod machine;
 mod map;
 mod release;
 mod scratch;
 mod syscall;
 mod task;
+#[cfg(bpf_target_arch = "x86_64")]
 mod validate;
 mod walk;
+
+// Registers and frames differ; `cargo xtask build-ebpf` makes an object for each.
+#[cfg(not(any(bpf_target_arch = "x86_64", bpf_target_arch = "aarch64")))]
+compile_error!("no programs for this architecture");
 
 use aya_ebpf::{
     macros::{btf_tracepoint, raw_tracepoint, tracepoint, uprobe, uretprobe},
@@ -149,7 +156,9 @@ pub fn floor_return(_ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// Emits the walked stack together with registers and raw stack, for comparison in user space.
+/// Emits the walked stack together with registers and raw stack, for comparison in user space. There is no full walk of
+/// aarch64 to compare with.
+#[cfg(bpf_target_arch = "x86_64")]
 #[uretprobe]
 pub fn validate_return(ctx: RetProbeContext) -> u32 {
     map::forbid_private_stack(&ctx);

@@ -25,6 +25,9 @@ pub struct Slot {
     pub leaf: u32,
     /// 1 after a read that failed.
     pub fault: u32,
+    /// The link register, if it holds the return address of the current frame; else 0.
+    #[cfg(bpf_target_arch = "aarch64")]
+    pub link: u64,
     /// Address of the first byte in `window`.
     pub window_start: u64,
     /// The stack.

@@ -87,7 +87,7 @@ impl Caller {
         event.site = intern::site_of_stack(
             ctx,
             (self.pid_tgid, self.tgid),
-            self.regs.start(),
+            self.regs.start_in_system_call(),
             Origin { lens: LENS_MMAP, origin: origin.0, call_sp },
             bytes,
         );

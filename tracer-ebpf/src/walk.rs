@@ -9,15 +9,15 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use core::{ffi::c_void, ptr};
 use tracer_common::{
     abi::{
-        CHUNK_MAPPINGS, FRAME_INTERRUPTED, MAPPING_FILE, MAPPING_FRAME_POINTER, MAPPING_RETURN_PROBE,
-        MAPPING_TRAMPOLINE, MAX_FRAMES, Mapping, PAGE_SHIFT, PAGES_PER_CHUNK, PROCESS_CHUNKS, ROWS_PER_CHUNK,
-        RULE_CACHE_ENTRIES, RuleCacheEntry, SLOTS_PER_CPU, StackEnd, WINDOW_BYTES,
+        CHUNK_MAPPINGS, MAPPING_FILE, MAPPING_FRAME_POINTER, MAPPING_RETURN_PROBE, MAPPING_TRAMPOLINE,
+        MAX_FRAMES, Mapping, PAGE_SHIFT, PAGES_PER_CHUNK, PROCESS_CHUNKS, ROWS_PER_CHUNK, RULE_CACHE_ENTRIES,
+        RuleCacheEntry, SLOTS_PER_CPU, StackEnd, WINDOW_BYTES,
     },
     row,
 };
 
 use crate::{
-    escape::escape,
+    machine::step,
     map::{MAPPINGS, PAGES, PROCESSES, ROWS, SLOTS},
     scratch::{NO_WINDOW, Slot},
 };
@@ -38,6 +38,9 @@ pub struct Start {
     pub fp: u64,
     /// 1: the program counter is the instruction itself, and no return address.
     pub leaf: u32,
+    /// What the link register holds, if that is a return address; 0: it is not known to.
+    #[cfg(bpf_target_arch = "aarch64")]
+    pub link: u64,
 }
 
 /// Walks the stack from `start`; afterwards `slot.event` holds it. The first pc is looked up as a return
@@ -51,6 +54,10 @@ pub fn walk(slot: *mut Slot, index: u32, tgid: u32, start: Start) {
     state.fp = start.fp;
     state.hash = HASH_SEED;
     state.leaf = start.leaf;
+    #[cfg(bpf_target_arch = "aarch64")]
+    {
+        state.link = start.link;
+    }
     state.window_start = NO_WINDOW;
     state.event.frame_count = 0;
     state.event.end = StackEnd::Truncated as u32;
@@ -105,104 +112,6 @@ extern "C" fn step_two(tgid: u32, index: u32) -> u32 {
     }
 }
 
-#[inline(always)]
-fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
-    let pc = state.pc;
-    let count = state.event.frame_count as usize;
-    let (stored, looked_up) =
-        if state.leaf != 0 { (pc | FRAME_INTERRUPTED, pc) } else { (pc, pc.wrapping_sub(1)) };
-    // SAFETY: the mask keeps the index below MAX_FRAMES.
-    unsafe { *state.event.frames.as_mut_ptr().add(count & (MAX_FRAMES - 1)) = stored };
-    state.event.frame_count = count as u32 + 1;
-    state.hash = mix(state.hash, stored);
-    state.leaf = 0;
-
-    let rule = cached_rule(state, tgid, looked_up)?;
-    let kind = row::kind(rule);
-    let sp = state.sp;
-    let (mut fp_at, mut floor) = (0, sp);
-    let cfa = match kind {
-        row::KIND_SP | row::KIND_FP => {
-            let base = if kind == row::KIND_SP { sp } else { state.fp };
-            let cfa = base.wrapping_add(u64::from(row::cfa_field(rule)) * 8);
-            if row::slot(rule) != 0 {
-                fp_at = cfa.wrapping_sub(u64::from(row::slot(rule)) * 8);
-            }
-            cfa
-        }
-        row::KIND_FRAME_POINTER => {
-            if state.fp == 0 {
-                return Err(StackEnd::FramePointerZero);
-            }
-            fp_at = state.fp;
-            state.fp.wrapping_add(16)
-        }
-        row::KIND_TRAMPOLINE => sp.wrapping_add(16),
-        row::KIND_END => {
-            return Err(match row::cfa_field(rule) {
-                row::END_GO_BOUNDARY => StackEnd::GoBoundary,
-                _ => StackEnd::ThreadStart,
-            });
-        }
-        row::KIND_PLT => {
-            let pushed = (looked_up & 15) >= u64::from(row::cfa_field(rule));
-            sp.wrapping_add(8 + 8 * u64::from(pushed))
-        }
-        row::KIND_SIGNAL => return step_signal(state),
-        _ => {
-            let escaped = escape(state, row::cfa_field(rule))?;
-            fp_at = escaped.fp_at;
-            if escaped.is_other_stack {
-                floor = 0;
-            }
-            escaped.cfa
-        }
-    };
-    // The stack grows down, so a caller's frame lies above. A function that has not pushed anything has
-    // its CFA right above the return address, never at or below sp. Another stack lies anywhere; the number
-    // of frames bounds the walk.
-    if cfa <= floor || cfa & 7 != 0 {
-        return Err(StackEnd::BadFrame);
-    }
-    state.fault = 0;
-    // The lower address first: one window then serves both.
-    if fp_at != 0 {
-        state.fp = read_stack(state, fp_at);
-    }
-    state.pc = read_stack(state, cfa.wrapping_sub(8));
-    if state.fault != 0 {
-        return Err(StackEnd::ReadFault);
-    }
-    if state.pc == 0 {
-        return Err(StackEnd::NullReturn);
-    }
-    state.sp = cfa;
-    Ok(())
-}
-
-/// The kernel's `rt_sigframe`: at the return into `__restore_rt`, sp points at the `ucontext`, whose
-/// registers begin at 40 (r8 … rdi rsi rbp rbx rdx rax rcx rsp rip, 8 bytes each).
-#[inline(always)]
-fn step_signal(state: &mut Slot) -> Result<(), StackEnd> {
-    let registers = state.sp.wrapping_add(40);
-    state.fault = 0;
-    let fp = read_stack(state, registers.wrapping_add(8 * 10));
-    let sp = read_stack(state, registers.wrapping_add(8 * 15));
-    let pc = read_stack(state, registers.wrapping_add(8 * 16));
-    if state.fault != 0 {
-        return Err(StackEnd::ReadFault);
-    }
-    if pc == 0 {
-        return Err(StackEnd::NullReturn);
-    }
-    state.fp = fp;
-    // May lie below: a handler on an alternate stack. The number of frames bounds the walk.
-    state.sp = sp;
-    state.pc = pc;
-    state.leaf = 1;
-    Ok(())
-}
-
 /// One 8-byte word of the user stack, through the window; sets `fault` when it cannot be read.
 #[inline(always)]
 pub fn read_stack(state: &mut Slot, address: u64) -> u64 {
@@ -232,8 +141,9 @@ pub fn read_stack(state: &mut Slot, address: u64) -> u64 {
     unsafe { ptr::read_volatile(state.window.as_ptr()) }
 }
 
+/// The rule for a program counter.
 #[inline(always)]
-fn cached_rule(state: &mut Slot, tgid: u32, pc: u64) -> Result<u32, StackEnd> {
+pub fn cached_rule(state: &mut Slot, tgid: u32, pc: u64) -> Result<u32, StackEnd> {
     let index = (pc.wrapping_mul(HASH_FACTOR) >> 40) as usize & (RULE_CACHE_ENTRIES - 1);
     // SAFETY: the mask keeps the index inside.
     let entry = unsafe { &mut *state.cache.as_mut_ptr().add(index) };

@@ -113,7 +113,12 @@ pub const ESCAPE_FP_AT_CFA: u32 = 1;
 /// The caller's frame pointer was saved at frame pointer + `fp_offset`.
 pub const ESCAPE_FP_AT_FP: u32 = 2;
 
-/// A rule that does not fit into a row. The return address is always at CFA - 8.
+/// The bits of `ESCAPE_FP_*`.
+pub const ESCAPE_FP_MASK: u32 = 0xffff;
+/// aarch64: where the place of the return address begins in `fp_rule`, in eighths below the CFA; 0: in the link register.
+pub const ESCAPE_LINK_SHIFT: u32 = 16;
+
+/// A rule that does not fit into a row. On x86-64 the return address is always at CFA - 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct EscapeRule {

@@ -136,7 +136,7 @@ fn place_one(
         }
         End::Exits(exits)
     };
-    let placement = place(definition.function, &definition.body)
+    let placement = place(code.machine(), definition.function, &definition.body)
         .ok_or("the kernel refuses to probe any of its first instructions")?;
     Ok((placement, end))
 }

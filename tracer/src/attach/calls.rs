@@ -10,6 +10,7 @@ use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAcc
 use tracer_common::func::{Function, Shape};
 
 use super::code::{Callee, Code};
+use crate::model::Machine;
 
 /// Most instructions that are looked at in one function and what it jumps to.
 const MAX_INSTRUCTIONS: usize = 4096;
@@ -22,6 +23,9 @@ pub type Called = (&'static Function, Option<u64>);
 /// `may_differ`: whether that one may have other arguments. Without, only a plain jump as the very first instruction
 /// counts, which leaves all arguments as they are.
 pub fn forwards_to(code: &Code<'_>, address: u64, shape: Shape, may_differ: bool) -> Option<Called> {
+    if code.machine() == Machine::Aarch64 {
+        return super::aarch64::calls::forwards_to(code, address, shape, may_differ);
+    }
     if may_differ { Walk::new(code, shape).run(address) } else { jumps_to(code, address, shape) }
 }
 
@@ -39,7 +43,7 @@ fn jumps_to(code: &Code<'_>, address: u64, shape: Shape) -> Option<Called> {
 }
 
 /// Whether a call of `callee` does all that a function of shape `caller` is probed for.
-fn serves(caller: Shape, callee: Shape) -> bool {
+pub(super) fn serves(caller: Shape, callee: Shape) -> bool {
     use Shape::{
         AlignedOut, Allocate, AllocateArray, Release, Resize, ResizeArray, ResizeInPlace, ResizeOrFree,
     };

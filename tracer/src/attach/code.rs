@@ -11,11 +11,12 @@ use iced_x86::{Code as Opcode, Decoder, DecoderOptions, Instruction, Mnemonic, O
 use object::{
     Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _, ObjectSymbolTable as _,
     RelocationFlags, RelocationTarget, SegmentFlags,
-    elf::{PF_X, R_X86_64_RELATIVE},
+    elf::{PF_X, R_AARCH64_RELATIVE, R_X86_64_RELATIVE},
 };
 use tracer_common::func::Function;
 
-use super::selection::Names;
+use super::{aarch64, selection::Names};
+use crate::model::Machine;
 
 /// Most relocations that are read.
 const MAX_RELOCATIONS: usize = 4 << 20;
@@ -73,6 +74,7 @@ struct Segment<'d> {
 /// The code of an object. What costs much to read is read when it is first needed.
 pub struct Code<'d> {
     elf: &'d object::File<'d>,
+    machine: Machine,
     names: &'d Names,
     segments: Vec<Segment<'d>>,
     known: HashMap<u64, Callee>,
@@ -97,8 +99,13 @@ impl<'d> Code<'d> {
                 })
             })
             .collect();
+        let machine = match elf.architecture() {
+            object::Architecture::Aarch64 => Machine::Aarch64,
+            _ => Machine::X86_64,
+        };
         Self {
             elf,
+            machine,
             names,
             segments,
             known: HashMap::new(),
@@ -106,6 +113,11 @@ impl<'d> Code<'d> {
             slots: OnceCell::new(),
             frames: OnceCell::new(),
         }
+    }
+
+    /// The processor that the code is for.
+    pub fn machine(&self) -> Machine {
+        self.machine
     }
 
     /// Tells of a symbol of this object: calls that lead to its address lead to that function.
@@ -146,7 +158,7 @@ impl<'d> Code<'d> {
         })
     }
 
-    /// The instruction at an address; `None` if there is none.
+    /// The instruction of x86-64 at an address; `None` if there is none.
     pub fn instruction(&self, address: u64) -> Option<Instruction> {
         let bytes = self.bytes_at(address)?;
         let bytes = bytes.get(..MAX_INSTRUCTION_BYTES).unwrap_or(bytes);
@@ -190,6 +202,9 @@ impl<'d> Code<'d> {
 
     /// The slot that the stub at an address jumps through, if it is one.
     fn stub(&self, address: u64) -> Option<u64> {
+        if self.machine == Machine::Aarch64 {
+            return aarch64::stub_slot(self.bytes_at(address)?, address);
+        }
         let mut instruction = self.instruction(address)?;
         if instruction.code() == Opcode::Endbr64 {
             instruction = self.instruction(instruction.next_ip())?;
@@ -213,6 +228,10 @@ impl<'d> Code<'d> {
     fn read_slots(&self) -> HashMap<u64, Callee> {
         let symbols = self.elf.dynamic_symbol_table();
         let Some(relocations) = self.elf.dynamic_relocations() else { return HashMap::new() };
+        let relative = match self.machine {
+            Machine::X86_64 => R_X86_64_RELATIVE,
+            Machine::Aarch64 => R_AARCH64_RELATIVE,
+        };
         let callee = |relocation: &object::Relocation| match relocation.target() {
             RelocationTarget::Symbol(index) => {
                 let symbol = symbols.as_ref()?.symbol_by_index(index).ok()?;
@@ -223,8 +242,7 @@ impl<'d> Code<'d> {
             _ => {
                 let RelocationFlags::Elf { r_type } = relocation.flags() else { return None };
                 let address = u64::try_from(relocation.addend()).ok()?;
-                (r_type == R_X86_64_RELATIVE && self.bytes_at(address).is_some())
-                    .then_some(Callee::Inside(address))
+                (r_type == relative && self.bytes_at(address).is_some()).then_some(Callee::Inside(address))
             }
         };
         relocations
@@ -288,7 +306,17 @@ pub(super) mod tests {
         functions: &[(&str, u64, u64)],
         look: impl FnOnce(&Code<'_>) -> T,
     ) -> T {
-        let bytes = elf_with(code);
+        with_code_for(Machine::X86_64, code, functions, look)
+    }
+
+    /// The same for a machine.
+    pub(in super::super) fn with_code_for<T>(
+        machine: Machine,
+        code: &[u8],
+        functions: &[(&str, u64, u64)],
+        look: impl FnOnce(&Code<'_>) -> T,
+    ) -> T {
+        let bytes = elf_with(machine, code);
         let elf = object::File::parse(&*bytes).unwrap();
         let names = Names::new(&[]);
         let mut code = Code::new(&elf, &names);
@@ -299,11 +327,12 @@ pub(super) mod tests {
     }
 
     /// A header, one executable segment, no sections.
-    fn elf_with(code: &[u8]) -> Vec<u8> {
+    fn elf_with(machine: Machine, code: &[u8]) -> Vec<u8> {
         const HEADER_BYTES: u64 = 64 + 56;
         let size = code.len() as u64;
         let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-        elf.extend([3, 0, 62, 0, 1, 0, 0, 0]); // shared, x86-64, version
+        let [low, high] = machine.e_machine().to_le_bytes();
+        elf.extend([3, 0, low, high, 1, 0, 0, 0]); // shared, machine, version
         elf.extend([0u64, 64, 0].iter().flat_map(|value| value.to_le_bytes())); // entry, headers, sections
         elf.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
         elf.extend([1, 0, 0, 0, 5, 0, 0, 0]); // PT_LOAD, r-x

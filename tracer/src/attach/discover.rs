@@ -22,8 +22,15 @@ use super::{
     resolve::{Definitions, Skipped, definitions},
     selection::{Names, Selection},
 };
+use crate::model::Machine;
 
 pub use super::allocator::{Allocator, End, ObjectKey, PassedOver, Probed};
+
+/// Files for another processor are not looked at.
+const HOST_ARCHITECTURE: object::Architecture = match Machine::HOST {
+    Machine::X86_64 => object::Architecture::X86_64,
+    Machine::Aarch64 => object::Architecture::Aarch64,
+};
 
 /// What is known of an object.
 #[derive(Debug, Default)]
@@ -173,7 +180,7 @@ impl Discoverer {
         let bytes = file.read_all()?;
         // A file that is no ELF file has its code from elsewhere: a JIT's, or a loader's of its own.
         let Ok(elf) = object::File::parse(&*bytes) else { return Ok(nothing) };
-        if elf.architecture() != object::Architecture::X86_64 || is_glibc_loader(&elf) {
+        if elf.architecture() != HOST_ARCHITECTURE || is_glibc_loader(&elf) {
             return Ok(nothing);
         }
         let mut code = Code::new(&elf, &self.names);

@@ -34,8 +34,8 @@ pub enum AttachError {
         /// Process id.
         tgid: u32,
     },
-    /// Not a 64-bit x86 program.
-    #[error("process {tgid} runs `{exe}`, which is {what}: only 64-bit x86-64 programs can be traced")]
+    /// Not a 64-bit program of this machine.
+    #[error("process {tgid} runs `{exe}`, which is {what}: only 64-bit {} programs can be traced", crate::model::Machine::HOST.name())]
     WrongMachine {
         /// Process id.
         tgid: u32,
@@ -43,6 +43,17 @@ pub enum AttachError {
         exe: String,
         /// What it is.
         what: &'static str,
+    },
+    /// A program with a language runtime, on a machine where none has been tried.
+    #[error(
+        "process {tgid} runs {runtime}: on aarch64 offheap is experimental, and has been tried with programs without a \
+         language runtime only"
+    )]
+    UntriedRuntime {
+        /// Process id.
+        tgid: u32,
+        /// Name of the runtime.
+        runtime: String,
     },
     /// The kernel does not let us.
     #[error("not permitted to {operation}: run as root, or with {capability}")]
@@ -53,7 +64,7 @@ pub enum AttachError {
         capability: &'static str,
     },
     /// The kernel is too old.
-    #[error("kernel {release} is too old: offheap needs 5.15 or later (attach cookies of perf uprobes)")]
+    #[error("kernel {release} is too old: offheap needs {}", super::feature::Release::NEEDED)]
     OldKernel {
         /// `uname -r`.
         release: String,

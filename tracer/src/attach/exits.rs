@@ -14,6 +14,7 @@ use std::collections::{BTreeSet, HashSet};
 use iced_x86::FlowControl;
 
 use super::code::{Callee, Code};
+use crate::model::Machine;
 
 /// Most exits of one function.
 const MAX_EXITS: usize = 64;
@@ -32,6 +33,12 @@ pub struct Exits {
 /// Finds the exits of the function at `address`. `is_probed` tells functions that have probes of their own: their end is
 /// seen by those.
 pub fn exits(code: &Code<'_>, address: u64, is_probed: impl Fn(u64) -> bool) -> Exits {
+    // Where a function keeps its return address is needed too, to tell calls that an exception has left from those that
+    // still run.
+    if code.machine() == Machine::Aarch64 {
+        let gap = "exits are not looked for in code of aarch64".to_owned();
+        return Exits { file_offsets: Vec::new(), gaps: vec![gap] };
+    }
     let mut search = Search {
         code,
         is_probed,

@@ -16,6 +16,7 @@ use super::{
     probe_kind::{self, PidFilter},
     tracepoint::{Tracefs, TracepointError},
 };
+use crate::model::Machine;
 
 /// The number of the uprobe PMU.
 const UPROBE_TYPE: &str = "/sys/bus/event_source/devices/uprobe/type";
@@ -37,7 +38,17 @@ pub struct Release(pub u32, pub u32, pub u32);
 
 impl Release {
     /// The first kernel with attach cookies for perf uprobes.
+    #[cfg(target_arch = "x86_64")]
     pub const OLDEST: Self = Self(5, 15, 0);
+    /// What is needed, and why.
+    #[cfg(target_arch = "x86_64")]
+    pub const NEEDED: &str = "5.15 or later (attach cookies of perf uprobes)";
+    /// The oldest kernel that was tried. (Before 5.18 the JIT for aarch64 has no compare-and-exchange.)
+    #[cfg(target_arch = "aarch64")]
+    pub const OLDEST: Self = Self(6, 12, 0);
+    /// What is needed, and why.
+    #[cfg(target_arch = "aarch64")]
+    pub const NEEDED: &str = "6.12 or later on aarch64 (older ones have not been tried)";
 
     /// Reads `6.1.0-18-amd64`; what is missing is 0.
     pub fn parse(text: &str) -> Option<Self> {
@@ -71,6 +82,7 @@ pub fn require_kernel(release: &str) -> Result<(), AttachError> {
 /// [`AttachError::OldKernel`], [`AttachError::NotPermitted`], [`AttachError::Unsupported`].
 pub fn require_tracing() -> Result<(), AttachError> {
     require_kernel(&release_text())?;
+    require_page_size(rustix::param::page_size())?;
     let missing = missing_capabilities();
     if !missing.is_empty() {
         return Err(AttachError::NotPermitted {
@@ -110,6 +122,17 @@ pub fn require_tracing() -> Result<(), AttachError> {
         });
     }
     Ok(())
+}
+
+/// Refuses kernels with larger pages, which aarch64 may have: mappings, page tables and faults are counted in pages of 4 KiB.
+fn require_page_size(page_bytes: usize) -> Result<(), AttachError> {
+    if page_bytes == 4096 {
+        return Ok(());
+    }
+    Err(AttachError::Unsupported {
+        what: "pages of 4 KiB",
+        hint: "offheap counts in those; boot a kernel that has them",
+    })
 }
 
 /// Bits of the effective capabilities that matter, include/uapi/linux/capability.h.
@@ -204,7 +227,17 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
         Ok(_) => Feature::Available("on".to_owned()),
         Err(error) => Feature::NotPermitted(format!("cannot be read: {error}")),
     };
+    let machine = match (Machine::HOST, require_page_size(rustix::param::page_size())) {
+        (_, Err(error)) => Feature::Unsupported(error.to_string()),
+        (Machine::X86_64, Ok(())) => Feature::Available(Machine::HOST.name().to_owned()),
+        (Machine::Aarch64, Ok(())) => Feature::Available(
+            "aarch64, experimental: run in an emulator only; programs without a language runtime; no page faults, no \
+             division of resident memory"
+                .to_owned(),
+        ),
+    };
     vec![
+        ("machine", machine),
         ("kernel", kernel),
         ("faults", Feature::Available(faults)),
         ("privileges", privileges),
@@ -255,10 +288,16 @@ fn tracepoints() -> Feature {
     let found = Tracefs::open().and_then(|tracefs| {
         tracefs.id("task/task_newtask")?;
         tracefs.id("syscalls/sys_enter_munmap")?;
-        tracefs.id("exceptions/page_fault_user")
+        match Machine::HOST {
+            Machine::X86_64 => {
+                tracefs.id("exceptions/page_fault_user").map(|_| "children, mappings and page faults")
+            }
+            // It has no such tracepoint.
+            Machine::Aarch64 => Ok("children and mappings"),
+        }
     });
     match found {
-        Ok(_) => Feature::Available("children, mappings and page faults can be recorded".to_owned()),
+        Ok(what) => Feature::Available(format!("{what} can be recorded")),
         Err(error @ TracepointError::NoTracepoint { .. }) => Feature::Unsupported(error.to_string()),
         Err(error) => Feature::NotPermitted(error.to_string()),
     }
@@ -277,6 +316,12 @@ mod tests {
         assert_eq!(Release::parse("nonsense"), None);
         assert!(matches!(require_kernel("5.10.0-8-amd64"), Err(AttachError::OldKernel { .. })));
         assert!(require_kernel("5.15.0").is_ok() && require_kernel("6.1.0").is_ok());
+    }
+
+    #[test]
+    fn other_page_sizes_are_refused() {
+        assert!(require_page_size(4096).is_ok());
+        assert!(matches!(require_page_size(65_536), Err(AttachError::Unsupported { .. })));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Finds the target's allocators and decides where each probe goes. Reads /proc and files, changes nothing.
 
+mod aarch64;
 pub mod absence;
 mod allocator;
 mod allocator_name;

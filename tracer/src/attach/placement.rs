@@ -15,6 +15,8 @@ use iced_x86::{
 };
 use tracer_common::func::{Function, Shape};
 
+use crate::model::Machine;
+
 /// Instructions looked at for a better place.
 const MAX_INSTRUCTIONS: usize = 12;
 
@@ -35,7 +37,14 @@ pub struct Placement {
 
 /// Decides for one function. `body` is its code, as far as its size is known. `None`: the kernel refuses
 /// every place that would do.
-pub fn place(function: &Function, body: &[u8]) -> Option<Placement> {
+pub fn place(machine: Machine, function: &Function, body: &[u8]) -> Option<Placement> {
+    match machine {
+        Machine::X86_64 => place_x86(function, body),
+        Machine::Aarch64 => super::aarch64::placement::place(function, body),
+    }
+}
+
+fn place_x86(function: &Function, body: &[u8]) -> Option<Placement> {
     let instructions = decode(body);
     let front = Front::of(function, body, &instructions);
     let at = |(index, pushed_bytes): (usize, u16), is_emulated, reason| {
@@ -262,7 +271,7 @@ mod tests {
     use tracer_common::func::by_name;
 
     fn placed(name: &str, body: &[u8]) -> Placement {
-        place(by_name(name).unwrap(), body).unwrap()
+        place_x86(by_name(name).unwrap(), body).unwrap()
     }
 
     #[test]
@@ -321,15 +330,15 @@ mod tests {
     fn a_return_or_an_indirect_jump_ends_the_search() {
         assert!(!placed("free", &[0xc3]).is_emulated);
         assert!(!placed("free", &[0xff, 0x25, 0, 0, 0, 0]).is_emulated); // jmp [rip]
-        assert_eq!(place(by_name("free").unwrap(), &[0x66, 0xe8, 0, 0, 0, 0]), None, "16-bit call");
+        assert_eq!(place_x86(by_name("free").unwrap(), &[0x66, 0xe8, 0, 0, 0, 0]), None, "16-bit call");
     }
 
     #[test]
     fn what_the_kernel_refuses_is_stepped_over_or_not_probed() {
         let free = by_name("free").unwrap();
-        assert_eq!(place(free, &[]), None);
-        assert_eq!(place(free, &[0xcc, 0xc3]), None, "a breakpoint that somebody else has set");
-        assert_eq!(place(free, &[0x06]), None, "no instruction");
+        assert_eq!(place_x86(free, &[]), None);
+        assert_eq!(place_x86(free, &[0xcc, 0xc3]), None, "a breakpoint that somebody else has set");
+        assert_eq!(place_x86(free, &[0x06]), None, "no instruction");
         // cs nop: refused; the ret behind it is not emulated, but can be probed.
         let padded = placed("free", &[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0, 0xc3]);
         assert_eq!((padded.offset, padded.is_emulated, &*padded.instruction), (10, false, "ret"));
@@ -340,7 +349,7 @@ mod tests {
             &[0x49, 0x90],
             &[0x62, 0xf1, 0x7c, 0x48, 0x10, 0x07],
         ] {
-            assert_eq!(place(free, refused), None, "{refused:x?}");
+            assert_eq!(place_x86(free, refused), None, "{refused:x?}");
         }
     }
 
@@ -368,7 +377,7 @@ mod tests {
             index in 0..tracer_common::func::FUNCTIONS.len(),
         ) {
             let function = &tracer_common::func::FUNCTIONS[index];
-            if let Some(placement) = place(function, &body) {
+            if let Some(placement) = place_x86(function, &body) {
                 proptest::prop_assert!(usize::try_from(placement.offset).unwrap() < body.len());
                 proptest::prop_assert!(placement.pushed_bytes == 0 || !function.shape.returns_block());
                 proptest::prop_assert_eq!(placement.is_emulated, placement.reason.is_empty());

@@ -11,7 +11,7 @@ use super::{
     preflight::{Facts, is_secure},
     runtime,
 };
-use crate::model::Target;
+use crate::model::{Machine, Runtime, Target};
 
 /// Most bytes of a command line that are kept.
 const MAX_CMDLINE_BYTES: u64 = 64 << 10;
@@ -50,13 +50,15 @@ pub fn examine(tgid: u32) -> Result<TargetProcess, AttachError> {
     let exe = exe_of(tgid)?;
     let auxv = read_bounded(tgid, "auxv", MAX_AUXV_BYTES).unwrap_or_default();
     let facts = Facts { is_secure: is_secure(&auxv), ..status.facts };
+    let runtime = runtime::of_process(tgid);
+    require_known_runtime(tgid, Machine::HOST, runtime.as_ref())?;
     let target = Target {
         tgid,
         inner_tgid: status.inner_tgid.filter(|inner| *inner != tgid),
         comm,
         cmdline: split_arguments(&cmdline),
         exe: Some(exe),
-        runtime: runtime::of_process(tgid),
+        runtime,
     };
     Ok(TargetProcess { target, uid: status.uid, facts, exit })
 }
@@ -79,6 +81,17 @@ pub fn examine_child(tgid: u32, parent: &Target) -> Result<TargetProcess, Attach
     let target =
         Target { tgid, inner_tgid: status.inner_tgid.filter(|inner| *inner != tgid), ..parent.clone() };
     Ok(TargetProcess { target, uid: status.uid, facts: status.facts, exit })
+}
+
+/// Refuses what has not been tried: on aarch64 programs with a language runtime, whose stacks and memory have rules of their
+/// own.
+fn require_known_runtime(tgid: u32, machine: Machine, runtime: Option<&Runtime>) -> Result<(), AttachError> {
+    match (machine, runtime) {
+        (Machine::Aarch64, Some(runtime)) => {
+            Err(AttachError::UntriedRuntime { tgid, runtime: runtime.name.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn open_pidfd(tgid: u32) -> Result<OwnedFd, AttachError> {
@@ -113,7 +126,7 @@ fn refuse_impossible(tgid: u32, comm: &str, status: &Status) -> Result<(), Attac
         .map_err(|source| AttachError::proc(tgid, path, source))?;
     let what = match (&head[..4], head[4], u16::from_le_bytes([head[18], head[19]])) {
         (b"\x7fELF", 1, _) => "a 32-bit program",
-        (b"\x7fELF", 2, 62) => return Ok(()),
+        (b"\x7fELF", 2, machine) if machine == Machine::HOST.e_machine() => return Ok(()),
         (b"\x7fELF", 2, _) => "for another machine",
         _ => "not an ELF file",
     };
@@ -209,6 +222,15 @@ mod tests {
             assert!(matches!(examine(tid), Err(AttachError::Thread { .. })));
         });
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn runtimes_are_refused_where_they_have_not_been_tried() {
+        let node = Runtime { name: "node".into(), version: None };
+        assert!(require_known_runtime(7, Machine::X86_64, Some(&node)).is_ok());
+        assert!(require_known_runtime(7, Machine::Aarch64, None).is_ok());
+        let refused = require_known_runtime(7, Machine::Aarch64, Some(&node)).unwrap_err();
+        assert!(refused.to_string().contains("process 7 runs node"), "{refused}");
     }
 
     #[test]

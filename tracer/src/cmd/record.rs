@@ -24,7 +24,7 @@ use crate::{
         default_capture_name,
         plan::{BpfLogLevel, LensKey, ProbeKindKey, RecordPlan, Scope, TargetPlan, Verbosity},
     },
-    model::Lens,
+    model::{Lens, Machine},
     record::{Outcome, Progress, RecordOptions, Session},
 };
 
@@ -43,6 +43,14 @@ pub struct Recorded {
 /// What stood in the way; a capture that was begun is kept.
 pub fn run(plan: &RecordPlan, verbosity: Verbosity, err: &mut dyn Write) -> Result<Recorded> {
     feature::require_tracing()?;
+    ensure!(
+        Machine::HOST == Machine::X86_64 || !plan.lenses.contains(&LensKey::Faults),
+        "page faults can be recorded on x86-64 only: the kernel has no tracepoint for them on {}",
+        Machine::HOST.name()
+    );
+    if Machine::HOST == Machine::Aarch64 {
+        writeln!(err, "offheap: aarch64 is experimental: it has been run in an emulator only")?;
+    }
     let processes = match &plan.target {
         TargetPlan::Processes(tgids) => {
             tgids.iter().map(|tgid| Ok(target::examine(tgid.get())?)).collect::<Result<Vec<_>>>()?

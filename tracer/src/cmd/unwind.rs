@@ -2,11 +2,12 @@
 
 use std::{io::Write, num::NonZeroU32, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{ExitStatus, record};
 use crate::{
     cli::plan::ProbeKindKey,
+    model::Machine,
     record::{Attached, Purpose, validate},
 };
 
@@ -19,6 +20,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// # Errors
 /// As for a recording.
 pub fn run_validate(tgid: NonZeroU32, samples: u32, out: &mut impl Write) -> Result<ExitStatus> {
+    ensure!(
+        Machine::HOST == Machine::X86_64,
+        "there is no full DWARF walk to compare with for {}",
+        Machine::HOST.name()
+    );
     record::examine(tgid)?;
     let comparison = validate(tgid, samples, LIMIT)?;
     let percent = |part: u32| 100.0 * f64::from(part) / f64::from(comparison.compared.max(1));

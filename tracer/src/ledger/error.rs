@@ -6,6 +6,12 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LedgerError {
+    /// What heaps and stacks look like in memory is known of other machines only.
+    #[error("resident memory is divided on x86-64 only, not on {machine} (experimental)")]
+    UnknownMachine {
+        /// Name of this machine.
+        machine: &'static str,
+    },
     /// There is no such process, or it has ended while it was looked at.
     #[error("there is no process {tgid}: it may have exited; `pgrep NAME` finds the pid")]
     NoProcess {

@@ -45,7 +45,7 @@ use crate::attach::maps::MapEntry;
 use crate::attach::target::runtime_of;
 use crate::managed;
 use crate::managed::memory::{Memory as _, ProcessMemory, variables};
-use crate::model::{Ledger, LedgerClass, ProcessId, Runtime, RuntimeFigure};
+use crate::model::{Ledger, LedgerClass, Machine, ProcessId, Runtime, RuntimeFigure};
 
 pub use self::advice::{Advice, headline, ours};
 pub use self::error::LedgerError;
@@ -134,6 +134,10 @@ impl LedgerReader {
         elapsed_ns: u64,
         depth: Depth,
     ) -> Result<Reading, LedgerError> {
+        // The layouts of glibc's and the runtimes' own structures are those of x86-64.
+        if Machine::HOST != Machine::X86_64 {
+            return Err(LedgerError::UnknownMachine { machine: Machine::HOST.name() });
+        }
         let smaps = read_smaps(self.tgid)?;
         let entries: Vec<MapEntry> = smaps.vmas.iter().map(|vma| vma.entry.clone()).collect();
         let mut context = Context {

@@ -3,6 +3,7 @@
 mod allocator;
 mod frame;
 mod ledger;
+mod machine;
 mod memory_class;
 mod process;
 mod recording;
@@ -11,6 +12,7 @@ mod target;
 pub use allocator::{Allocator, AllocatorId};
 pub use frame::{Frame, FrameId, FrameKind, Location, Object, ObjectId, Stack};
 pub use ledger::{Ledger, LedgerClass, LedgerRow, MemoryLimit, RuntimeFigure};
+pub use machine::Machine;
 pub use memory_class::{MemoryClass, SiteClass};
 pub use process::{Process, ProcessEnd, ProcessId};
 pub use recording::{

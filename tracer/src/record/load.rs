@@ -26,7 +26,11 @@ use crate::attach::{
 };
 
 /// The object that was built from `tracer-ebpf`, checked in; `cargo xtask build-ebpf` makes it.
+#[cfg(target_arch = "x86_64")]
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/offheap.x86_64.bpf.o");
+/// The same with the registers of aarch64.
+#[cfg(target_arch = "aarch64")]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/offheap.aarch64.bpf.o");
 
 /// The tracepoint of new processes and threads.
 pub const NEW_TASK: &str = "task/task_newtask";

@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use gimli::{
     BaseAddresses, CieOrFde, CommonInformationEntry, DebugFrame, EhFrame, EhFrameHdr, EndianSlice,
     FrameDescriptionEntry, LittleEndian, Register, RegisterRule, UnwindContext, UnwindContextStorage,
-    UnwindOffset, UnwindSection, UnwindTableRow,
+    UnwindOffset, UnwindSection, UnwindTableRow, Vendor,
 };
 
 use super::UnwindError;
 use super::elf::{CodeSegments, Elf, check_limit};
 use crate::attach::code::entry_bytes;
+use crate::model::Machine;
 
 /// Most FDEs of one file.
 const MAX_FDES: u64 = 4_000_000;
@@ -113,6 +114,7 @@ enum Kind {
 #[derive(Debug)]
 pub(super) struct Cfi<'d> {
     kind: Kind,
+    vendor: Vendor,
     bytes: Cow<'d, [u8]>,
     bases: BaseAddresses,
 }
@@ -124,11 +126,13 @@ macro_rules! as_section {
             Kind::EhFrame => {
                 let mut $section = EhFrame::new(&$cfi.bytes, LittleEndian);
                 $section.set_address_size(8);
+                $section.set_vendor($cfi.vendor);
                 $body
             }
             Kind::DebugFrame => {
                 let mut $section = DebugFrame::new(&$cfi.bytes, LittleEndian);
                 $section.set_address_size(8);
+                $section.set_vendor($cfi.vendor);
                 $body
             }
         }
@@ -152,7 +156,7 @@ impl<'d> Cfi<'d> {
 
     fn eh_frame_section(elf: &Elf<'d>) -> Result<Option<Self>, UnwindError> {
         let section = elf.section(".eh_frame")?;
-        Ok(section.map(|section| Self::new(Kind::EhFrame, section.contents, section.address)))
+        Ok(section.map(|section| Self::new(elf, Kind::EhFrame, section.contents, section.address)))
     }
 
     fn eh_frame_segment(elf: &Elf<'d>) -> Result<Option<Self>, UnwindError> {
@@ -162,16 +166,21 @@ impl<'d> Cfi<'d> {
             EhFrameHdr::new(header, LittleEndian).parse(&bases, 8).ok()?.eh_frame_ptr().direct().ok()
         });
         let found = address.and_then(|address| Some((address, elf.bytes_from_address(address)?)));
-        Ok(found.map(|(address, bytes)| Self::new(Kind::EhFrame, Cow::Borrowed(bytes), address)))
+        Ok(found.map(|(address, bytes)| Self::new(elf, Kind::EhFrame, Cow::Borrowed(bytes), address)))
     }
 
     fn debug_frame_section(elf: &Elf<'d>) -> Result<Option<Self>, UnwindError> {
         let section = elf.section(".debug_frame")?;
-        Ok(section.map(|section| Self::new(Kind::DebugFrame, section.contents, 0)))
+        Ok(section.map(|section| Self::new(elf, Kind::DebugFrame, section.contents, 0)))
     }
 
-    fn new(kind: Kind, bytes: Cow<'d, [u8]>, address: u64) -> Self {
-        Self { kind, bytes, bases: BaseAddresses::default().set_eh_frame(address) }
+    fn new(elf: &Elf<'_>, kind: Kind, bytes: Cow<'d, [u8]>, address: u64) -> Self {
+        let vendor = match elf.machine {
+            Machine::X86_64 => Vendor::Default,
+            // Whether a return address is signed stands in the tables.
+            Machine::Aarch64 => Vendor::AArch64,
+        };
+        Self { kind, vendor, bytes, bases: BaseAddresses::default().set_eh_frame(address) }
     }
 
     /// The bytes of the section, in which expressions lie.
@@ -181,7 +190,12 @@ impl<'d> Cfi<'d> {
 
     /// The same section, independent of the file's bytes.
     pub(super) fn into_owned(self) -> Cfi<'static> {
-        Cfi { kind: self.kind, bytes: Cow::Owned(self.bytes.into_owned()), bases: self.bases }
+        Cfi {
+            kind: self.kind,
+            vendor: self.vendor,
+            bytes: Cow::Owned(self.bytes.into_owned()),
+            bases: self.bases,
+        }
     }
 
     fn coverage(&self, elf: &Elf<'_>) -> Result<Coverage, UnwindError> {

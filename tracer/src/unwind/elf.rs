@@ -8,6 +8,7 @@ use object::read::elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHea
 use object::read::{CompressedData, CompressionFormat};
 
 use super::UnwindError;
+use crate::model::Machine;
 
 /// Largest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 8 << 30;
@@ -98,6 +99,8 @@ pub(super) struct Section<'d> {
 pub(super) struct Elf<'d> {
     data: &'d [u8],
     header: &'d Header,
+    /// Processor that the file is for.
+    pub(super) machine: Machine,
     loads: Vec<Segment>,
     /// Executable segments.
     pub(super) code: CodeSegments,
@@ -106,22 +109,22 @@ pub(super) struct Elf<'d> {
 }
 
 impl<'d> Elf<'d> {
-    /// Reads the file header and the program headers.
-    pub(super) fn parse(data: &'d [u8]) -> Result<Self, UnwindError> {
+    /// Reads the file header and the program headers of a file for `machine`.
+    pub(super) fn parse(data: &'d [u8], machine: Machine) -> Result<Self, UnwindError> {
         check_limit("file size in bytes", data.len() as u64, MAX_FILE_BYTES)?;
         let header = Header::parse(data).map_err(|_| UnwindError::NotElf)?;
         if !header.is_little_endian() {
             return Err(UnwindError::NotElf);
         }
-        if header.e_machine(LE) != elf::EM_X86_64 {
+        if header.e_machine(LE).0 != machine.e_machine() {
             return Err(UnwindError::Machine { machine: header.e_machine(LE).0 });
         }
         let programs = header
             .program_headers(LE, data)
             .map_err(|_| UnwindError::Malformed { part: "program headers" })?;
         check_limit("program header count", programs.len() as u64, MAX_PROGRAM_HEADERS as u64)?;
-        let mut view =
-            Self { data, header, loads: Vec::new(), code: CodeSegments::default(), eh_frame_hdr: None };
+        let (loads, code) = (Vec::new(), CodeSegments::default());
+        let mut view = Self { data, header, machine, loads, code, eh_frame_hdr: None };
         for program in programs {
             let kind = program.p_type(LE);
             if kind == elf::PT_LOAD {

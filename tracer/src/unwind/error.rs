@@ -8,7 +8,7 @@ pub enum UnwindError {
     #[error("the file is not a 64-bit little-endian ELF file (hint: 32-bit processes are not supported)")]
     NotElf,
     /// The file is for another machine.
-    #[error("ELF machine `{machine}` is not supported (hint: x86-64, machine 62, is)")]
+    #[error("ELF machine `{machine}` is not that of this kernel (hint: x86-64 is machine 62, aarch64 183)")]
     Machine {
         /// `e_machine`.
         machine: u16,

@@ -21,6 +21,7 @@ mod go;
 pub mod process;
 pub mod reference;
 mod rule;
+mod sigreturn;
 pub mod store;
 pub mod table;
 mod vdso;

@@ -20,7 +20,7 @@ const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 pub const TRAMPOLINE_BYTES: usize = ENDBR64.len() + TRAMPOLINE.len();
 
 /// Whether an anonymous executable mapping that begins with these bytes holds CPython's perf trampolines
-/// (`-X perf`); they keep no frame pointer.
+/// (`-X perf`) for x86-64; they keep no frame pointer. (Those for aarch64 do.)
 pub fn is_trampoline(bytes: &[u8]) -> bool {
     bytes.strip_prefix(&ENDBR64).unwrap_or(bytes).starts_with(&TRAMPOLINE)
 }

@@ -20,6 +20,7 @@ use super::cfi::{Cfi, Coverage, Source};
 use super::elf::{CodeSegments, Elf};
 use super::go::{self, Special};
 use super::rule::Expressed;
+use crate::model::Machine;
 
 /// Registers in DWARF order: rax, rdx, rcx, rbx, rsi, rdi, rbp, rsp, r8 to r15, then the return address
 /// column, which holds rip.
@@ -108,7 +109,8 @@ impl FileCfi {
     /// # Errors
     /// As [`super::table::FileTable::from_elf`].
     pub fn from_elf(data: &[u8]) -> Result<Self, UnwindError> {
-        let elf = Elf::parse(data)?;
+        // The registers are those of x86-64.
+        let elf = Elf::parse(data, Machine::X86_64)?;
         let (cfi, coverage) = match Cfi::locate(&elf)? {
             Some((cfi, coverage)) => (Some(cfi.into_owned()), coverage),
             None => (None, Coverage::default()),

@@ -1,5 +1,7 @@
 //! From a row of call frame information to the rule the kernel follows.
 
+mod aarch64;
+
 use gimli::{CfaRule, Reader, Register, RegisterRule, UnwindExpression, X86_64};
 use tracer_common::abi::{
     ESCAPE_BASE_FRAME_POINTER, ESCAPE_BASE_STACK_POINTER, ESCAPE_DEREFERENCE, ESCAPE_FP_AT_CFA,
@@ -10,6 +12,7 @@ use tracer_common::row::{
 };
 
 use super::cfi::{FrameTraits, Row, Slice};
+use crate::model::Machine;
 
 /// Longest expression that is looked at, in bytes.
 const MAX_EXPRESSION_BYTES: usize = 64;
@@ -55,8 +58,12 @@ enum SavedFp {
 }
 
 /// Expresses a row. `section` is what the row's expressions lie in.
-pub(super) fn express(traits: FrameTraits, row: &Row, section: &[u8]) -> Expressed {
-    expressible(traits, row, section).unwrap_or(Expressed::Unsupported)
+pub(super) fn express(machine: Machine, traits: FrameTraits, row: &Row, section: &[u8]) -> Expressed {
+    match machine {
+        Machine::X86_64 => expressible(traits, row, section),
+        Machine::Aarch64 => aarch64::expressible(traits, row),
+    }
+    .unwrap_or(Expressed::Unsupported)
 }
 
 fn expressible(traits: FrameTraits, row: &Row, section: &[u8]) -> Option<Expressed> {

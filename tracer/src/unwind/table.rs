@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tracer_common::abi::EscapeRule;
 use tracer_common::row::{
-    ESCAPE_UNSUPPORTED, KIND_END, KIND_ESCAPE, KIND_FRAME_POINTER, MAX_ESCAPES, Rule, rule,
+    ESCAPE_UNSUPPORTED, KIND_END, KIND_ESCAPE, KIND_FRAME_POINTER, KIND_SIGNAL, MAX_ESCAPES, Rule, rule,
 };
 
 use super::UnwindError;
@@ -12,6 +12,8 @@ use super::cfi::{Cfi, Unwind};
 use super::elf::{CodeSegments, Elf, check_limit};
 use super::go;
 use super::rule::{Expressed, express};
+use super::sigreturn;
+use crate::model::Machine;
 
 /// Most rules of one file.
 const MAX_RULES: u64 = 8_000_000;
@@ -67,7 +69,15 @@ impl FileTable {
     /// The file is no ELF file for this machine, contradicts itself, or is over a limit. A malformed FDE
     /// is no error: its code is unsupported, and [`TableStats`] counts it.
     pub fn from_elf(data: &[u8]) -> Result<Self, UnwindError> {
-        let elf = Elf::parse(data)?;
+        Self::from_elf_for(data, Machine::HOST)
+    }
+
+    /// The same for a file of some machine, whose rules are of use only there.
+    ///
+    /// # Errors
+    /// As [`FileTable::from_elf`].
+    pub fn from_elf_for(data: &[u8], machine: Machine) -> Result<Self, UnwindError> {
+        let elf = Elf::parse(data, machine)?;
         let mut builder = Builder::default();
         if let Some((cfi, coverage)) = Cfi::locate(&elf)? {
             builder.table.stats.fde_count = coverage.fde_count;
@@ -77,10 +87,13 @@ impl FileTable {
                 let rule = match unwind {
                     Unwind::EntryStub => rule(KIND_END, 0, 0),
                     Unwind::Malformed => builder.count(Expressed::Unsupported),
-                    Unwind::Row(traits, row) => builder.count(express(traits, row, cfi.bytes())),
+                    Unwind::Row(traits, row) => builder.count(express(machine, traits, row, cfi.bytes())),
                 };
                 builder.push(start, end, rule)
             })?;
+            builder.finish();
+        } else if let Some((start, end)) = sigreturn::find(&elf) {
+            builder.push(start, end, rule(KIND_SIGNAL, 0, 0))?;
             builder.finish();
         }
         builder.overlay(&go::specials(&elf));

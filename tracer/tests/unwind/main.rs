@@ -1,6 +1,7 @@
 //! Unwind tables of made-up and of real files, and stacks walked by them. Needs no privileges.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod aarch64;
 mod bench;
 mod elf_file;
 mod go;

@@ -12,6 +12,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 
 use crate::command::{run, workspace};
@@ -22,24 +23,28 @@ pub struct Arguments {
     /// Build nothing; fail if the object that is checked in was made from other sources.
     #[arg(long)]
     check: bool,
-    /// Architecture whose registers the programs read.
-    #[arg(long, value_enum, default_value = "x86_64")]
-    arch: Arch,
+    /// Architecture whose registers the programs read; all of them if none is named.
+    #[arg(long, value_enum)]
+    arch: Option<Arch>,
 }
 
 /// An architecture that offheap traces.
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, clap::ValueEnum, PartialEq, Eq)]
 pub enum Arch {
     /// x86-64.
-    #[default]
     #[value(name = "x86_64")]
     X86_64,
+    /// 64-bit ARM, experimental.
+    #[value(name = "aarch64")]
+    Aarch64,
 }
 
 impl Arch {
-    fn name(self) -> &'static str {
+    /// As Rust names it, and aya.
+    pub fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
         }
     }
 
@@ -65,7 +70,9 @@ struct Manifest {
 
 /// Builds or checks.
 pub fn run_step(arguments: &Arguments) -> Result<()> {
-    if arguments.check { check(arguments.arch) } else { build(arguments.arch) }
+    let all = Arch::value_variants();
+    let wanted = arguments.arch.as_ref().map_or(all, std::slice::from_ref);
+    wanted.iter().try_for_each(|arch| if arguments.check { check(*arch) } else { build(*arch) })
 }
 
 /// Fails if object, manifest and sources disagree.
@@ -93,7 +100,7 @@ fn build(arch: Arch) -> Result<()> {
             version = toolchain::LINKER_VERSION
         );
     }
-    run(&mut compiler.build_command()?)?;
+    run(&mut compiler.build_command(arch.name())?)?;
     let built = toolchain::built_object();
     let bytes = fs::read(&built).with_context(|| format!("the build left no `{}`", built.display()))?;
     let object = strip::without_debug_info(&bytes)?;
@@ -139,8 +146,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_object_was_built_from_these_sources() {
-        check(Arch::X86_64).unwrap();
+    fn the_objects_were_built_from_these_sources() {
+        Arch::value_variants().iter().for_each(|arch| check(*arch).unwrap());
     }
 
     #[test]

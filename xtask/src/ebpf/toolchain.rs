@@ -34,7 +34,7 @@ pub enum Compiler {
     Nightly,
 }
 
-/// Where the build leaves the object.
+/// Where the build leaves the object, whatever its architecture.
 pub fn built_object() -> PathBuf {
     target_directory().join(TARGET).join("release/offheap")
 }
@@ -110,8 +110,8 @@ fn minor_version(line: &str) -> Option<u32> {
 }
 
 impl Compiler {
-    /// The command that builds the BPF crate.
-    pub fn build_command(self) -> Result<Command> {
+    /// The command that builds the BPF crate with the registers of an architecture.
+    pub fn build_command(self, arch: &str) -> Result<Command> {
         let mut command = match self {
             Self::Debian => {
                 let mut command = cargo();
@@ -130,15 +130,19 @@ impl Compiler {
             command.arg("-Zbuild-std=core");
         }
         // The encoded form wins over RUSTFLAGS and over every configuration file.
-        command.env("CARGO_ENCODED_RUSTFLAGS", self.flags()?.join("\x1f"));
+        command.env("CARGO_ENCODED_RUSTFLAGS", self.flags(arch)?.join("\x1f"));
         command.env_remove("RUSTFLAGS").env_remove("RUSTC_WRAPPER").env_remove("RUSTC_WORKSPACE_WRAPPER");
+        // With it there would be several units of code, and another object.
+        command.env("CARGO_INCREMENTAL", "0");
         command.env("PATH", search_path()?).current_dir(crate_directory());
         Ok(command)
     }
 
-    fn flags(self) -> Result<Vec<String>> {
+    fn flags(self, arch: &str) -> Result<Vec<String>> {
         let mut flags: Vec<String> =
             ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Ctarget-cpu=v3"].map(String::from).to_vec();
+        // A flag and no variable, so that what is built for one architecture is kept beside that for another.
+        flags.push(format!("--cfg=bpf_target_arch=\"{arch}\""));
         // BTF line information names source files: keep this machine's paths out, so that the object
         // is the same wherever it is built.
         let mut remap =

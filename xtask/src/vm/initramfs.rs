@@ -45,17 +45,29 @@ pub struct Image {
     /// By path in the guest: mode and content.
     files: BTreeMap<String, (u32, Vec<u8>)>,
     variables: Vec<String>,
+    sysroot: Option<&'static Sysroot>,
+}
+
+/// Where the libraries of another machine are, here and in the guest.
+pub struct Sysroot {
+    pub libraries: &'static str,
+    pub guest_libraries: &'static str,
 }
 
 impl Image {
-    /// A guest that runs one program.
+    /// A guest of this machine that runs one program.
     pub fn new(program: &Path) -> Result<Self> {
-        let mut image = Self { files: BTreeMap::new(), variables: Vec::new() };
+        Self::with(program, Path::new(BUSYBOX), None)
+    }
+
+    /// A guest that runs one program, with its shell; libraries are those of `sysroot`, if that is another machine's.
+    pub fn with(program: &Path, busybox: &Path, sysroot: Option<&'static Sysroot>) -> Result<Self> {
+        let mut image = Self { files: BTreeMap::new(), variables: Vec::new(), sysroot };
         for folder in ["/proc", "/sys", "/dev", "/tmp"] {
             image.files.insert(folder.to_owned(), (FOLDER, Vec::new()));
         }
         image.add("/init", INIT.as_bytes().to_vec());
-        image.add_program(Path::new(BUSYBOX), BUSYBOX)?;
+        image.add_program(busybox, BUSYBOX)?;
         image.add_program(program, PROGRAM)?;
         image.set_arguments(&[]);
         image.add("/variables", Vec::new());
@@ -66,10 +78,34 @@ impl Image {
     pub fn add_program(&mut self, program: &Path, guest_path: &str) -> Result<()> {
         let content = fs::read(program).with_context(|| format!("cannot read `{}`", program.display()))?;
         self.add(guest_path, content);
+        if let Some(sysroot) = self.sysroot {
+            return self.add_needed(program, sysroot);
+        }
         for library in libraries(program)? {
             let content =
                 fs::read(&library).with_context(|| format!("cannot read `{}`", library.display()))?;
             self.add(&library.to_string_lossy(), content);
+        }
+        Ok(())
+    }
+
+    /// Adds the libraries that a program of another machine is linked with, and those that these are linked with.
+    fn add_needed(&mut self, program: &Path, sysroot: &Sysroot) -> Result<()> {
+        let mut open = vec![program.to_path_buf()];
+        while let Some(path) = open.pop() {
+            let bytes = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+            for name in needed(&bytes) {
+                let guest_path = format!("{}/{name}", sysroot.guest_libraries);
+                if self.files.contains_key(&guest_path) {
+                    continue;
+                }
+                let library = Path::new(sysroot.libraries).join(&name);
+                let content = fs::read(&library).with_context(|| {
+                    format!("cannot read `{}`: run `cargo xtask setup`", library.display())
+                })?;
+                self.add(&guest_path, content);
+                open.push(library);
+            }
         }
         Ok(())
     }
@@ -142,6 +178,26 @@ fn loader(program: &[u8]) -> Option<PathBuf> {
     let headers = file.elf_program_headers().iter();
     let name = headers.filter_map(|header| header.interpreter(file.endian(), program).ok()?).next()?;
     Some(PathBuf::from(std::str::from_utf8(name).ok()?))
+}
+
+/// Names of the libraries that an ELF file is linked with, and of its loader.
+fn needed(bytes: &[u8]) -> Vec<String> {
+    let Ok(file) = object::read::elf::ElfFile64::<object::Endianness>::parse(bytes) else {
+        return Vec::new();
+    };
+    let endian = file.endian();
+    let table = file.elf_section_table().dynamic(endian, bytes).ok().flatten();
+    let mut names = Vec::new();
+    if let Some((entries, strings)) = table {
+        let strings = file.elf_section_table().strings(endian, bytes, strings).unwrap_or_default();
+        for entry in entries.iter().filter(|entry| entry.d_tag.get(endian) == object::elf::DT_NEEDED) {
+            let offset = u32::try_from(entry.d_val.get(endian)).unwrap_or(u32::MAX);
+            names.extend(strings.get(offset).ok().map(|name| String::from_utf8_lossy(name).into_owned()));
+        }
+    }
+    let loader = loader(bytes);
+    names.extend(loader.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned())));
+    names
 }
 
 /// Paths in lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f…)`; the vDSO has none.

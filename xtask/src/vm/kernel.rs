@@ -8,14 +8,19 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::command::{output, run};
+use crate::ebpf::Arch;
 
-/// Suite, beginning of the releases it has, and whether it is a security suite.
+/// Suites, and the beginning of the releases they have.
 const SUITES: &[(&str, &str)] = &[
     ("bullseye-security", "5.10."),
     ("bookworm-security", "6.1."),
     ("trixie-security", "6.12."),
     ("trixie-backports", "7."),
 ];
+/// Those of aarch64: offheap takes none that is older.
+const SUITES_AARCH64: &[(&str, &str)] = &[("trixie-security", "6.12."), ("trixie-backports", "7.")];
+/// Where the shell of guests of other machines comes from.
+const BUSYBOX_SUITE: &str = "trixie";
 /// The oldest kernel that offheap runs on.
 const FLOOR: (u32, u32) = (5, 15);
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -49,16 +54,19 @@ fn cache() -> Result<PathBuf> {
 
 /// One kernel of every suite, oldest first: from the cache, or fetched. A suite without a kernel is an error,
 /// lest a kernel drop out of the matrix unseen.
-pub fn fetch(refresh: bool) -> Result<Vec<Kernel>> {
-    let cache = cache()?;
-    SUITES
+pub fn fetch(arch: Arch, refresh: bool) -> Result<Vec<Kernel>> {
+    let (cache, suites) = match arch {
+        Arch::X86_64 => (cache()?, SUITES),
+        Arch::Aarch64 => (cache()?.join(arch.name()), SUITES_AARCH64),
+    };
+    suites
         .iter()
         .map(|&(suite, series)| {
             let directory = cache.join(suite);
             if !refresh && let Some(kernel) = cached(&directory, series) {
                 return Ok(kernel);
             }
-            fetch_suite(&directory, suite).with_context(|| format!("no kernel of {suite}"))?;
+            fetch_suite(&directory, suite, arch).with_context(|| format!("no kernel of {suite}"))?;
             cached(&directory, series).with_context(|| format!("{suite} has no kernel {series}*"))
         })
         .collect()
@@ -90,8 +98,17 @@ fn mirror() -> Result<String> {
         .context("no Debian mirror in the apt sources: set OFFHEAP_MIRROR")
 }
 
+/// As Debian names it.
+fn debian_name(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "amd64",
+        Arch::Aarch64 => "arm64",
+    }
+}
+
 /// A configuration under which apt knows nothing of this machine but the keyring.
-fn configuration(directory: &Path, suite: &str) -> Result<PathBuf> {
+fn configuration(directory: &Path, suite: &str, arch: Arch) -> Result<PathBuf> {
+    let arch = debian_name(arch);
     let mirror = mirror()?;
     let mirror = if suite.ends_with("-security") { format!("{mirror}-security") } else { mirror };
     for folder in ["lists/partial", "cache/archives/partial"] {
@@ -100,14 +117,14 @@ fn configuration(directory: &Path, suite: &str) -> Result<PathBuf> {
     }
     let root = directory.join("apt");
     let shown = root.display();
-    let source = format!("deb [arch=amd64 signed-by={KEYRING}] {mirror} {suite} main\n");
+    let source = format!("deb [arch={arch} signed-by={KEYRING}] {mirror} {suite} main\n");
     fs::write(root.join("sources.list"), source).context("cannot write the cache of kernels")?;
     let text = format!(
         "Dir::Etc::SourceList \"{shown}/sources.list\";\nDir::Etc::SourceParts \"/dev/null\";\n\
          Dir::Etc::Preferences \"/dev/null\";\nDir::Etc::PreferencesParts \"/dev/null\";\n\
          Dir::State \"{shown}\";\nDir::State::Lists \"{shown}/lists\";\nDir::State::status \"/dev/null\";\n\
          Dir::Cache \"{shown}/cache\";\nAPT::Sandbox::User \"\";\n\
-         APT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\n\
+         APT::Architecture \"{arch}\";\nAPT::Architectures {{ \"{arch}\"; }};\n\
          APT::Update::Error-Mode \"any\";\nAcquire::Languages \"none\";\n\
          Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\nAcquire::Retries \"3\";\n"
     );
@@ -116,9 +133,9 @@ fn configuration(directory: &Path, suite: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn fetch_suite(directory: &Path, suite: &str) -> Result<()> {
+fn fetch_suite(directory: &Path, suite: &str, arch: Arch) -> Result<()> {
     ensure!(Path::new(KEYRING).exists(), "no `{KEYRING}`: run `cargo xtask setup`");
-    let configuration = configuration(directory, suite)?;
+    let configuration = configuration(directory, suite, arch)?;
     let apt = |program: &str| {
         let mut command = Command::new(program);
         command.env("APT_CONFIG", &configuration);
@@ -126,7 +143,7 @@ fn fetch_suite(directory: &Path, suite: &str) -> Result<()> {
     };
     run(apt("apt-get").args(["-qq", "update"]))?;
     let show = |package: &str| output(apt("apt-cache").args(["show", "--no-all-versions", package]));
-    let meta = show("linux-image-cloud-amd64")?;
+    let meta = show(&format!("linux-image-cloud-{}", debian_name(arch)))?;
     let depends = meta.lines().find(|line| line.starts_with("Depends:")).context("no `Depends:`")?;
     let image = depends
         .split([' ', ','])
@@ -154,6 +171,35 @@ fn fetch_suite(directory: &Path, suite: &str) -> Result<()> {
     let part = directory.join(format!("vmlinuz-{release}.part"));
     fs::copy(&vmlinuz, &part).context("cannot store the kernel")?;
     fs::rename(&part, directory.join(format!("vmlinuz-{release}"))).context("cannot store the kernel")
+}
+
+/// A static busybox for a machine: from the cache, or fetched.
+pub fn busybox(arch: Arch) -> Result<PathBuf> {
+    let directory = cache()?.join(arch.name()).join("busybox");
+    let path = directory.join("busybox");
+    if path.is_file() {
+        return Ok(path);
+    }
+    ensure!(Path::new(KEYRING).exists(), "no `{KEYRING}`: run `cargo xtask setup`");
+    let configuration = configuration(&directory, BUSYBOX_SUITE, arch)?;
+    let scratch = tempfile::tempdir_in(&directory).context("cannot create a temporary directory")?;
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command.env("APT_CONFIG", &configuration).current_dir(scratch.path());
+        command
+    };
+    run(apt().args(["-qq", "update"]))?;
+    run(apt().args(["-qq", "download", "busybox-static"]))?;
+    let deb =
+        fs::read_dir(scratch.path())?.flatten().map(|entry| entry.path()).next().context("no package")?;
+    let tree = scratch.path().join("tree");
+    run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&tree))?;
+    let found = ["usr/bin/busybox", "bin/busybox"].map(|place| tree.join(place));
+    let found = found.iter().find(|place| place.is_file()).context("no busybox in its package")?;
+    let part = directory.join("busybox.part");
+    fs::copy(found, &part).context("cannot store busybox")?;
+    fs::rename(&part, &path).context("cannot store busybox")?;
+    Ok(path)
 }
 
 fn find_vmlinuz(tree: &Path) -> Result<Option<PathBuf>> {

@@ -3,6 +3,7 @@
 //! One Debian cloud kernel per suite, booted with an initramfs that holds the tests, offheap, the native targets and the
 //! libraries they need. No disk, no network, no KVM needed.
 
+mod cross;
 mod initramfs;
 mod kernel;
 mod qemu;
@@ -16,6 +17,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::demo::target_directory;
+use crate::ebpf::Arch;
 use crate::kernel_tests;
 use initramfs::Image;
 use kernel::Kernel;
@@ -65,6 +67,9 @@ const GUEST_OFFHEAP: &str = "/bin/offheap";
 /// `cargo xtask vm`.
 #[derive(clap::Args)]
 pub struct Arguments {
+    /// Machine of the guests. Those of aarch64 are always emulated, and cross-compiled for.
+    #[arg(long, value_enum, default_value = "x86_64")]
+    arch: Arch,
     /// Only these kernels, by the beginning of their release (`6.1.`).
     #[arg(long)]
     kernel: Vec<String>,
@@ -84,15 +89,23 @@ pub struct Arguments {
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { kernel: Vec::new(), refresh: false, timeout_s: TIMEOUT_S, program: None, rest: Vec::new() }
+        Self {
+            arch: Arch::X86_64,
+            kernel: Vec::new(),
+            refresh: false,
+            timeout_s: TIMEOUT_S,
+            program: None,
+            rest: Vec::new(),
+        }
     }
 }
 
 /// Runs the tests on every kernel; fails at the end if one of them failed.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let mut image = match &arguments.program {
-        Some(program) => Image::new(program)?,
-        None => test_image()?,
+    let mut image = match (arguments.arch, &arguments.program) {
+        (Arch::X86_64, Some(program)) => Image::new(program)?,
+        (Arch::X86_64, None) => test_image()?,
+        (Arch::Aarch64, program) => cross::image(program.as_deref())?,
     };
     let is_wanted = |kernel: &Kernel| {
         arguments.kernel.is_empty()
@@ -100,7 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut guests = Vec::new();
     // The newest are the slowest: first, so that no CPU waits at the end.
-    for kernel in kernel::fetch(arguments.refresh)?.into_iter().rev().filter(is_wanted) {
+    for kernel in kernel::fetch(arguments.arch, arguments.refresh)?.into_iter().rev().filter(is_wanted) {
         for (parameters, list) in runs(arguments, &kernel) {
             image.set_arguments(&list);
             guests.push(Guest { kernel: kernel.clone(), parameters, archive: image.archive() });
@@ -109,7 +122,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if guests.is_empty() {
         bail!("no such kernel: {:?}", arguments.kernel);
     }
-    let results = boot_all(&guests, arguments.timeout_s);
+    let results = boot_all(arguments.arch, &guests, arguments.timeout_s);
     eprintln!("{}", results.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n"));
     match results.iter().filter(|(is_ok, _)| !is_ok).count() {
         0 => Ok(()),
@@ -125,13 +138,13 @@ struct Guest {
 }
 
 /// Boots every guest, a few at a time, for each takes one CPU. Whether it went well, and a line that says so.
-fn boot_all(guests: &[Guest], timeout_s: u64) -> Vec<(bool, String)> {
+fn boot_all(arch: Arch, guests: &[Guest], timeout_s: u64) -> Vec<(bool, String)> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     let work = || {
         while let Some(guest) = guests.get(next.fetch_add(1, Ordering::Relaxed)) {
             let start = Instant::now();
-            let result = match qemu::boot(&guest.kernel, guest.parameters, &guest.archive, timeout_s) {
+            let result = match qemu::boot(arch, &guest.kernel, guest.parameters, &guest.archive, timeout_s) {
                 Ok(0) => "ok".to_owned(),
                 Ok(status) => format!("FAILED with status {status}"),
                 Err(error) => format!("FAILED: {error:#}"),
@@ -163,8 +176,12 @@ fn runs(arguments: &Arguments, kernel: &Kernel) -> Vec<(&'static str, Vec<String
     };
     match (kernel.is_below_floor(), arguments.rest.is_empty()) {
         (true, _) => vec![("", one_at_a_time(owned(REFUSAL_TEST)))],
+        (false, true) if arguments.arch == Arch::Aarch64 => vec![("", one_at_a_time(owned(cross::TESTS)))],
         (false, true) => {
             SHARES.iter().map(|share| (share.parameters, one_at_a_time(owned(share.tests)))).collect()
+        }
+        (false, false) if arguments.arch == Arch::Aarch64 => {
+            vec![("", one_at_a_time(arguments.rest.clone()))]
         }
         (false, false) => {
             SHARES.iter().map(|share| (share.parameters, one_at_a_time(arguments.rest.clone()))).collect()

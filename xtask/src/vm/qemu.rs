@@ -11,32 +11,74 @@ use anyhow::{Context, Result, bail};
 
 use super::kernel::Kernel;
 use crate::command::{find_program, lines};
+use crate::ebpf::Arch;
 
 const MEMORY_MIB: u32 = 2048;
 /// How much earlier than QEMU the program in it is killed, so that what it printed arrives.
 const GRACE_S: u64 = 30;
 
+/// How QEMU is called for a machine.
+struct Machine {
+    program: &'static str,
+    /// Debian's package.
+    package: &'static str,
+    arguments: &'static [&'static str],
+    emulation: &'static str,
+    cpu: &'static str,
+    console: &'static str,
+}
+
+impl Machine {
+    const fn of(arch: Arch) -> Self {
+        match arch {
+            Arch::X86_64 => Self {
+                program: "qemu-system-x86_64",
+                package: "qemu-system-x86",
+                arguments: &[],
+                // With a thread per virtual CPU, emulation races with the kernel's patching of its own code: a CPU takes a
+                // breakpoint that has just been replaced, and the guest dies of `Oops: int3`.
+                emulation: "tcg,thread=single",
+                cpu: "max",
+                console: "ttyS0",
+            },
+            Arch::Aarch64 => Self {
+                program: "qemu-system-aarch64",
+                package: "qemu-system-arm",
+                arguments: &["-machine", "virt,gic-version=3"],
+                emulation: "tcg,thread=multi",
+                // The architecture's own algorithm for signing pointers makes emulation many times slower.
+                cpu: "max,pauth-impdef=on",
+                console: "ttyAMA0",
+            },
+        }
+    }
+}
+
 /// Runs the guest's program and gives its exit status. A guest that ends without telling a status (a panic ends QEMU
 /// with 0) or in time is an error.
-pub fn boot(kernel: &Kernel, extra: &str, archive: &[u8], timeout_s: u64) -> Result<i32> {
-    let Some(qemu) = find_program("qemu-system-x86_64") else {
-        bail!("no qemu-system-x86_64: run `cargo xtask setup`");
+pub fn boot(arch: Arch, kernel: &Kernel, extra: &str, archive: &[u8], timeout_s: u64) -> Result<i32> {
+    let machine = Machine::of(arch);
+    let Some(qemu) = find_program(machine.program) else {
+        bail!("no {}: run `cargo xtask setup` (Debian: {})", machine.program, machine.package);
     };
     let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
     let initrd = scratch.path().join("initrd");
     fs::write(&initrd, archive).context("cannot write the initramfs")?;
     let nonce = nonce()?;
-    // With a thread per virtual CPU, emulation races with the kernel's patching of its own code: a CPU takes a
-    // breakpoint that has just been replaced, and the guest dies of `Oops: int3`.
-    let (accelerator, cpu) = if can_use_kvm() { ("kvm", "host") } else { ("tcg,thread=single", "max") };
+    let (accelerator, cpu) = match arch {
+        Arch::X86_64 if can_use_kvm() => ("kvm", "host"),
+        _ => (machine.emulation, machine.cpu),
+    };
     let seconds = timeout_s.saturating_sub(GRACE_S).max(1);
     let parameters = format!(
-        "console=ttyS0 loglevel=4 panic=-1 oops=panic offheap.nonce={nonce} offheap.seconds={seconds} {extra}"
+        "console={} loglevel=4 panic=-1 oops=panic offheap.nonce={nonce} offheap.seconds={seconds} {extra}",
+        machine.console
     );
     let name = name(kernel, extra);
     eprintln!("vm: {name} with {accelerator}");
     let child = Command::new(qemu)
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
+        .args(machine.arguments)
         .args(["-accel", accelerator, "-cpu", cpu, "-smp", "2", "-m", &MEMORY_MIB.to_string()])
         .arg("-kernel")
         .arg(&kernel.path)

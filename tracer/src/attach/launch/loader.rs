@@ -11,9 +11,11 @@ const AT_BASE: u64 = 7;
 
 /// All that musl's loader calls before it has mapped the last library. The allocator is in the same file, so
 /// that the place of a call says nothing.
-const MUSL_START_UP: [i64; 17] = [
+const MUSL_START_UP: &[i64] = &[
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_arch_prctl,
     libc::SYS_set_tid_address,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
     libc::SYS_openat,
     libc::SYS_fcntl,
@@ -27,7 +29,10 @@ const MUSL_START_UP: [i64; 17] = [
     libc::SYS_munmap,
     libc::SYS_brk,
     libc::SYS_madvise,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_readlink,
+    #[cfg(target_arch = "aarch64")]
+    libc::SYS_readlinkat,
     libc::SYS_getrandom,
 ];
 

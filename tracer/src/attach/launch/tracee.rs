@@ -7,14 +7,15 @@ use std::{
 };
 
 use super::ExitStatus;
+use crate::model::Machine;
 
 /// include/uapi/linux/ptrace.h; the libc crate has these for some C libraries only.
 const GET_SYSCALL_INFO: libc::c_long = 0x420e;
 const EVENT_STOP: i32 = 128;
 const SYSCALL_INFO_ENTRY: u64 = 1;
 const SYSCALL_INFO_EXIT: u64 = 2;
-/// include/uapi/linux/audit.h: a call by the 64-bit table.
-const AUDIT_ARCH_X86_64: u64 = 0xc000_003e;
+/// include/uapi/linux/audit.h: a call by the 64-bit little-endian table of this machine.
+const AUDIT_ARCH: u64 = 0xc000_0000 | Machine::HOST.e_machine() as u64;
 /// A wait is tried again after this long at the latest: another thread that does not block SIGCHLD may have
 /// taken the signal that would have ended it.
 const FIRST_RETRY: Duration = Duration::from_micros(200);
@@ -240,7 +241,7 @@ impl Tracee {
 }
 
 fn decode_syscall(words: &[u64; 11]) -> SyscallStop {
-    if words[0] >> 32 != AUDIT_ARCH_X86_64 {
+    if words[0] >> 32 != AUDIT_ARCH {
         return SyscallStop::Foreign;
     }
     match words[0] & 0xff {

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use object::elf;
 
 use super::super::elf::Elf;
+use crate::model::Machine;
 
 /// Most functions that are read; the largest Go programs have some 400,000.
 const MAX_FUNCTIONS: usize = 4_000_000;
@@ -59,7 +60,7 @@ impl GoFunctions {
     /// Reads the table of a Go program. `None`: the file is none, or its tables are of a form that is not
     /// known.
     pub fn from_elf(data: &[u8]) -> Option<Self> {
-        Self::of(&Elf::parse(data).ok()?)
+        Self::of(&Elf::parse(data, Machine::HOST).ok()?)
     }
 
     pub(super) fn of(elf: &Elf<'_>) -> Option<Self> {

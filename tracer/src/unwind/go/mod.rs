@@ -15,6 +15,7 @@ pub(super) use self::follow::{follow, leaves_stack};
 pub use self::functions::{GoFunction, GoFunctions};
 use super::elf::Elf;
 use super::rule::Expressed;
+use crate::model::Machine;
 
 /// What is known of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,10 @@ pub(super) struct Special {
 
 /// The special ranges of a file, sorted and disjoint; none if it is no Go program.
 pub(super) fn specials(elf: &Elf<'_>) -> Vec<Special> {
+    // What the functions look like is known of x86-64 only.
+    if elf.machine != Machine::X86_64 {
+        return Vec::new();
+    }
     let Some(functions) = GoFunctions::of(elf) else { return Vec::new() };
     let boundary = Expressed::Rule(rule(KIND_END, END_GO_BOUNDARY, 0));
     let mut found = Vec::new();

@@ -1,0 +1,35 @@
+//! Processors.
+
+/// A processor that offheap knows programs of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// x86-64.
+    X86_64,
+    /// 64-bit ARM, little-endian. Experimental: run in an emulator only.
+    Aarch64,
+}
+
+impl Machine {
+    /// The one that this program runs on, and so do its targets.
+    #[cfg(target_arch = "x86_64")]
+    pub const HOST: Self = Self::X86_64;
+    /// The one that this program runs on, and so do its targets.
+    #[cfg(target_arch = "aarch64")]
+    pub const HOST: Self = Self::Aarch64;
+
+    /// The name that Linux has for it, and Rust.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86-64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// `e_machine` of its ELF files.
+    pub const fn e_machine(self) -> u16 {
+        match self {
+            Self::X86_64 => 62,
+            Self::Aarch64 => 183,
+        }
+    }
+}
