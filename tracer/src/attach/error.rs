@@ -46,8 +46,8 @@ pub enum AttachError {
     },
     /// A program with a language runtime, on a machine where none has been tried.
     #[error(
-        "process {tgid} runs {runtime}: on aarch64 offheap is experimental, and has been tried with programs without a \
-         language runtime only"
+        "process {tgid} runs {runtime}: on aarch64 offheap is experimental, and knows programs without a language runtime \
+         only"
     )]
     UntriedRuntime {
         /// Process id.

@@ -49,7 +49,7 @@ pub fn run(plan: &RecordPlan, verbosity: Verbosity, err: &mut dyn Write) -> Resu
         Machine::HOST.name()
     );
     if Machine::HOST == Machine::Aarch64 {
-        writeln!(err, "offheap: aarch64 is experimental: it has been run in an emulator only")?;
+        writeln!(err, "offheap: aarch64 is experimental and untried: these numbers may be wrong")?;
     }
     let processes = match &plan.target {
         TargetPlan::Processes(tgids) => {

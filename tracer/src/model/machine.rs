@@ -5,7 +5,7 @@
 pub enum Machine {
     /// x86-64.
     X86_64,
-    /// 64-bit ARM, little-endian. Experimental: run in an emulator only.
+    /// 64-bit ARM, little-endian. Experimental: its programs have not been run yet.
     Aarch64,
 }
 

@@ -56,6 +56,7 @@ pub fn image(program: Option<&Path>) -> Result<Image> {
     image.set_variable("OFFHEAP_BIN", GUEST_OFFHEAP);
     image.set_variable("OFFHEAP_TARGETS", GUEST_TARGETS);
     image.set_variable("OFFHEAP_REQUIRE", "1");
+    image.set_variable("OFFHEAP_UNTRIED", "aarch64");
     Ok(image)
 }
 
