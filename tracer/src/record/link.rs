@@ -15,7 +15,7 @@ use aya::{
     },
     sys::SyscallError,
 };
-use tracer_common::cookie::Cookie;
+use tracer_common::{cookie::Cookie, outcome};
 
 use super::{
     RecordError,
@@ -119,7 +119,8 @@ impl Links {
             }
         }
         let before = self.len();
-        for ((role, _), group) in groups {
+        for ((role, _), mut group) in groups {
+            put_resizing_first(&mut group);
             if programs.multi.is_some() {
                 self.holds.push((role, place_group(programs, purpose, tgid, role, &group)?));
             } else {
@@ -166,6 +167,13 @@ impl Links {
         }
         all.iter_mut().for_each(|links| links.placed.clear());
     }
+}
+
+/// Puts functions that release a block and return another before those that only return one: they are releases, too, and the
+/// kernel places the breakpoints of a link in this order. The other way round, a block of `malloc` could go by a `realloc` whose
+/// probe is a moment late, and its address would be given out again while it is still booked.
+fn put_resizing_first(group: &mut [&Probe<'_>]) {
+    group.sort_by_key(|probe| !outcome::resizes(probe.cookie.shape()));
 }
 
 /// Places a probe by a perf event.
@@ -277,6 +285,25 @@ mod tests {
         let (place, source) = first_refused(&group, refuse_three).unwrap();
         assert_eq!((*place, source.raw_os_error()), (3, Some(libc::EINVAL)));
         assert!(first_refused(&group, |_| Ok(())).is_none());
+    }
+
+    #[test]
+    fn what_releases_comes_first() {
+        let object = std::fs::File::open("/dev/null").unwrap();
+        let probe = |function: &'static str| Probe {
+            object: std::os::fd::AsFd::as_fd(&object),
+            object_key: (0, 0),
+            object_path: "",
+            function,
+            file_offset: 0,
+            cookie: Cookie::new(tracer_common::func::by_name(function).unwrap(), 0, 0),
+            role: Role::Entry,
+        };
+        let probes = ["malloc", "calloc", "realloc", "posix_memalign", "reallocarray", "xallocx"].map(probe);
+        let mut group: Vec<&Probe<'_>> = probes.iter().collect();
+        put_resizing_first(&mut group);
+        let order: Vec<&str> = group.iter().map(|probe| probe.function).collect();
+        assert_eq!(order, ["realloc", "reallocarray", "xallocx", "malloc", "calloc", "posix_memalign"]);
     }
 
     #[test]
