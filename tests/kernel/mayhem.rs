@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, ensure};
 use tracer_tests::bpf::Objects;
 use tracer_tests::lines::Lines;
-use tracer_tests::mayhem::{attach_and_detach, ensure_untouched, kill_offheap, kill_target, load};
+use tracer_tests::mayhem::{attach_and_detach, ensure_untouched, kill_offheap, kill_target, light_load};
 use tracer_tests::require::Need;
 use tracer_tests::soak::{ensure_right, stop, wait_for_pairs};
 use tracer_tests::target::Target;
@@ -21,32 +21,32 @@ fn say(line: &str) {
 #[test]
 fn offheap_is_killed() -> Result {
     require!();
-    kill_offheap(8, 1, say)
+    kill_offheap(light_load(1), 8, say)
 }
 
 #[test]
 fn the_target_is_killed_and_both_are() -> Result {
     require!();
-    kill_target(6, 2, say)
+    kill_target(light_load(2), 6, say)
 }
 
 #[test]
 fn attached_and_detached_again_and_again() -> Result {
     require!();
-    attach_and_detach(8, 3, say).map(drop)
+    attach_and_detach(light_load(3), 8, say).map(drop)
 }
 
 /// offheap stands still for a while, and the rings are large enough: nothing is lost, every number is right.
 #[test]
 fn offheap_is_stopped_under_load() -> Result {
     require!();
-    let mut target = load(4).target()?;
+    let mut target = light_load(4).target()?;
     let recording = Recording::attach(&target, &[])?;
     target.order("start")?;
     for _ in 0..3 {
-        wait_for_pairs(&mut target, 20_000)?;
+        wait_for_pairs(&mut target, 5000)?;
         recording.pause()?;
-        wait_for_pairs(&mut target, 50_000)?;
+        wait_for_pairs(&mut target, 20_000)?;
         recording.resume()?;
     }
     let truth = stop(&mut target)?;
@@ -61,11 +61,11 @@ fn offheap_is_stopped_under_load() -> Result {
 #[test]
 fn offheap_is_stopped_and_loses() -> Result {
     require!();
-    let mut target = load(5).target()?;
+    let mut target = light_load(5).target()?;
     let recording = Recording::attach(&target, &["--stack-ring", "4KiB", "--no-follow"])?;
     recording.pause()?;
     target.order("start")?;
-    wait_for_pairs(&mut target, 50_000)?;
+    wait_for_pairs(&mut target, 20_000)?;
     recording.resume()?;
     let truth = stop(&mut target)?;
     let finished = recording.stop()?;
@@ -88,7 +88,7 @@ fn offheap_is_stopped_and_loses() -> Result {
 #[test]
 fn the_target_is_stopped() -> Result {
     require!();
-    let mut target = load(6).target()?;
+    let mut target = light_load(6).target()?;
     target.signal(libc::SIGSTOP)?;
     let recording = Recording::attach(&target, &["--interval", "100ms"])?;
     target.signal(libc::SIGCONT)?;
@@ -111,7 +111,7 @@ fn the_target_is_stopped() -> Result {
     recording.stop()?.expect_status(COMPLETE)?;
     ensure_untouched(&target)?;
     target.signal(libc::SIGCONT)?;
-    wait_for_pairs(&mut target, 100_000)?;
+    wait_for_pairs(&mut target, 20_000)?;
     stop(&mut target)?;
     ensure_right(&mut target, 10_000)?;
     target.finish_well()
@@ -121,7 +121,7 @@ fn the_target_is_stopped() -> Result {
 #[test]
 fn two_at_once_and_one_is_killed() -> Result {
     require!();
-    let mut target = load(7).target()?;
+    let mut target = light_load(7).target()?;
     let first = Recording::attach(&target, &[])?;
     let second = Recording::attach(&target, &[])?;
     let objects = Objects::of(second.pid())?;

@@ -11,7 +11,7 @@ use tracer_tests::{Result, require};
 fn every_block_is_known() -> Result {
     require!();
     let load = Load { rate: 100_000, chaos: Duration::from_millis(200), seed: 20_261_121 };
-    let plan = Plan { load, duration: Duration::from_secs(12), pause: Duration::from_secs(60) };
+    let plan = Plan { load, duration: Duration::from_secs(10), pause: Duration::from_secs(60) };
     let summary = run(&plan, |line| eprintln!("{line}"))?;
     eprintln!("{summary}");
     let counted = summary.counted;

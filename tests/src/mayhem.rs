@@ -11,9 +11,14 @@ use crate::soak::{Load, count, ensure_right, stop, wait_for_pairs};
 use crate::target::Target;
 use crate::tracer::{COMPLETE, INCOMPLETE, Recording};
 
-/// The load of all of these: as much as it can, with disturbances.
-pub fn load(seed: u64) -> Load {
+/// The load of the long forms: as much as it can, with disturbances.
+pub fn full_load(seed: u64) -> Load {
     Load { rate: 0, chaos: Duration::from_millis(150), seed }
+}
+
+/// That of the short ones, which leaves a machine with two CPUs something for offheap.
+pub fn light_load(seed: u64) -> Load {
+    Load { rate: 40_000, ..full_load(seed) }
 }
 
 /// Random numbers (SplitMix64, Steele et al. 2014).
@@ -63,9 +68,9 @@ fn wait_until_untouched(target: &Target) -> Result {
 }
 
 /// SIGKILL of offheap, `rounds` times.
-pub fn kill_offheap(rounds: u32, seed: u64, mut say: impl FnMut(&str)) -> Result {
-    let mut random = Random(seed);
-    let mut target = load(seed).target()?;
+pub fn kill_offheap(load: Load, rounds: u32, mut say: impl FnMut(&str)) -> Result {
+    let mut random = Random(load.seed);
+    let mut target = load.target()?;
     target.order("start")?;
     let mut attached = 0;
     for round in 1..=rounds {
@@ -92,10 +97,10 @@ pub fn kill_offheap(rounds: u32, seed: u64, mut say: impl FnMut(&str)) -> Result
 }
 
 /// SIGKILL of the target, or of both, `rounds` times in turn: offheap ends by itself, and its capture is good.
-pub fn kill_target(rounds: u32, seed: u64, mut say: impl FnMut(&str)) -> Result {
-    let mut random = Random(seed);
+pub fn kill_target(load: Load, rounds: u32, mut say: impl FnMut(&str)) -> Result {
+    let mut random = Random(load.seed);
     for round in 1..=rounds {
-        let mut target = load(seed + u64::from(round)).target()?;
+        let mut target = Load { seed: load.seed + u64::from(round), ..load }.target()?;
         target.order("start")?;
         let mut recording = Recording::begin(&target, &[])?;
         let kills_both = round % 2 == 0;
@@ -132,10 +137,10 @@ pub fn kill_target(rounds: u32, seed: u64, mut say: impl FnMut(&str)) -> Result 
 }
 
 /// Attach and detach, `rounds` times. Gives the pairs per second before and after.
-pub fn attach_and_detach(rounds: u32, seed: u64, mut say: impl FnMut(&str)) -> Result<(f64, f64)> {
-    let mut target = load(seed).target()?;
+pub fn attach_and_detach(load: Load, rounds: u32, mut say: impl FnMut(&str)) -> Result<(f64, f64)> {
+    let mut target = load.target()?;
     target.order("start")?;
-    let before = throughput(&mut target)?;
+    let before = throughput(&load, &mut target)?;
     for round in 1..=rounds {
         let recording = Recording::attach(&target, &[])?;
         let objects = Objects::of(recording.pid())?;
@@ -154,7 +159,7 @@ pub fn attach_and_detach(rounds: u32, seed: u64, mut say: impl FnMut(&str)) -> R
             say(&format!("attached and detached {round} times: nothing left"));
         }
     }
-    let after = throughput(&mut target)?;
+    let after = throughput(&load, &mut target)?;
     stop(&mut target)?;
     ensure_right(&mut target, 20_000)?;
     target.finish_well()?;
@@ -162,8 +167,8 @@ pub fn attach_and_detach(rounds: u32, seed: u64, mut say: impl FnMut(&str)) -> R
 }
 
 /// Pairs per second.
-fn throughput(target: &mut Target) -> Result<f64> {
+fn throughput(load: &Load, target: &mut Target) -> Result<f64> {
     let (begun, before) = (Instant::now(), count(target)?.pairs);
-    let now = wait_for_pairs(target, 1_000_000)?;
+    let now = wait_for_pairs(target, if load.rate == 0 { 5_000_000 } else { load.rate / 4 })?;
     Ok((now.pairs - before) as f64 / begun.elapsed().as_secs_f64())
 }

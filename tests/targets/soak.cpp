@@ -26,6 +26,11 @@
 
 extern char **environ;
 
+// Not in the namespace: it is in the signature of a call site, whose name the harness takes apart.
+struct Sums {
+    long allocated_bytes, allocated_count, freed_bytes, freed_count;
+};
+
 namespace {
 
 constexpr unsigned WORKERS = 4, SLOTS = 512, SHARED = 256, MAX_CHILDREN = 8, BATCH = 128, MAX_DEPTH = 12;
@@ -36,10 +41,6 @@ constexpr long LARGE_BYTES = 200 << 10;
 enum Site { MALLOC, CALLOC, REALLOC, MEMALIGN, NEW, NEW_ARRAY, THROWN, CHURN, SITES };
 constexpr const char *NAMES[SITES] = {"site_malloc", "site_calloc",    "site_realloc", "site_memalign",
                                       "site_new",    "site_new_array", "site_thrown",  "site_churn"};
-
-struct Sums {
-    long allocated_bytes, allocated_count, freed_bytes, freed_count;
-};
 
 struct Events {
     std::atomic<unsigned long> children, libraries, threads, exceptions;

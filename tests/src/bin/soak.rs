@@ -28,10 +28,11 @@ fn long_run(numbers: &[u64]) -> Result {
 fn kills(numbers: &[u64]) -> Result {
     let &[rounds, cycles, seed] = numbers else { bail!("soak kills ROUNDS CYCLES SEED") };
     let rounds = u32::try_from(rounds)?;
-    mayhem::kill_offheap(rounds, seed, say).context("offheap is killed")?;
-    mayhem::kill_target(rounds, seed, say).context("the target is killed, and both are")?;
+    let load = mayhem::full_load(seed);
+    mayhem::kill_offheap(load, rounds, say).context("offheap is killed")?;
+    mayhem::kill_target(load, rounds, say).context("the target is killed, and both are")?;
     let cycles = u32::try_from(cycles)?;
-    let (before, after) = mayhem::attach_and_detach(cycles, seed, say).context("attach and detach")?;
+    let (before, after) = mayhem::attach_and_detach(load, cycles, say).context("attach and detach")?;
     say(&format!(
         "no difference; untraced pairs per second: {before:.0} before, {after:.0} after {cycles} attachments"
     ));

@@ -139,15 +139,15 @@ impl Links {
         tgid: NonZeroU32,
         probes: &[Probe<'_>],
     ) -> Result<usize, RecordError> {
-        // By role, and within a role by object.
         let mut groups = BTreeMap::<_, Vec<&Probe<'_>>>::new();
         for probe in probes {
             if self.placed.insert(key(probe)) {
-                groups.entry((probe.role, probe.stays(), probe.object_key)).or_default().push(probe);
+                groups.entry(order(probe)).or_default().push(probe);
             }
         }
         let before = self.len();
-        for ((role, stays, _), group) in groups {
+        for ((role, leaves, _), group) in groups {
+            let stays = !leaves;
             programs.load_probe(role.program(purpose))?;
             if programs.multi.is_some() {
                 let hold = place_group(programs, purpose, tgid, role, &group)?;
@@ -210,6 +210,13 @@ fn close_by_role(holds: &mut Vec<Held>) {
             });
         }
     }
+}
+
+/// In which order probes are placed: by role, and within a role those first that release a block and return another. The other
+/// way round, a block of `malloc` could go by a `realloc` whose probe is a moment late, and its address would be given out again
+/// while it is still booked. Then by object.
+fn order(probe: &Probe<'_>) -> (Role, bool, (u64, u64)) {
+    (probe.role, !probe.stays(), probe.object_key)
 }
 
 fn key(probe: &Probe<'_>) -> PlaceKey {
@@ -325,6 +332,25 @@ mod tests {
         let (place, source) = first_refused(&group, refuse_three).unwrap();
         assert_eq!((*place, source.raw_os_error()), (3, Some(libc::EINVAL)));
         assert!(first_refused(&group, |_| Ok(())).is_none());
+    }
+
+    #[test]
+    fn what_releases_comes_first() {
+        let object = std::fs::File::open("/dev/null").unwrap();
+        let probe = |function: &'static str| Probe {
+            object: std::os::fd::AsFd::as_fd(&object),
+            object_key: (0, 0),
+            object_path: "",
+            function,
+            file_offset: 0,
+            cookie: Cookie::new(tracer_common::func::by_name(function).unwrap(), 0, 0),
+            role: Role::Entry,
+        };
+        let probes = ["malloc", "calloc", "realloc", "posix_memalign", "reallocarray", "xallocx"].map(probe);
+        let mut group: Vec<&Probe<'_>> = probes.iter().collect();
+        group.sort_by_key(|probe| order(probe));
+        let order: Vec<&str> = group.iter().map(|probe| probe.function).collect();
+        assert_eq!(order, ["realloc", "reallocarray", "xallocx", "malloc", "calloc", "posix_memalign"]);
     }
 
     #[test]
