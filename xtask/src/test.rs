@@ -7,7 +7,7 @@ use clap::ValueEnum as _;
 
 use crate::command::{cargo, run, search_path};
 use crate::demo::build_offheap;
-use crate::{ebpf, fuzz, kernel_tests, setup, vm};
+use crate::{ebpf, kernel_tests, setup, vm};
 
 /// `cargo xtask test`.
 #[derive(clap::Args)]
@@ -35,8 +35,6 @@ enum Step {
     Unit,
     /// Kernel tests on other kernels, in QEMU.
     Vm,
-    /// The parsers, fed for a minute.
-    Fuzz,
     /// Kernel tests on this kernel, as root.
     Kernel,
 }
@@ -73,7 +71,6 @@ impl Step {
                 }
             }
             Self::Vm => vm::run(&vm::Arguments::default())?,
-            Self::Fuzz => fuzz::run(&fuzz::Arguments::short())?,
             Self::Kernel => {
                 build_offheap()?;
                 let tests = kernel_tests::build()?;
