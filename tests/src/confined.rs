@@ -17,6 +17,8 @@ use crate::tracer::program;
 pub const NOBODY: u32 = 65_534;
 
 /// Numbers of capabilities, include/uapi/linux/capability.h.
+pub const CAP_DAC_READ_SEARCH: u32 = 2;
+/// The same.
 pub const CAP_SYS_PTRACE: u32 = 19;
 /// The same.
 pub const CAP_SYS_ADMIN: u32 = 21;

@@ -46,13 +46,6 @@ pub struct Arguments {
     targets: Vec<String>,
 }
 
-impl Arguments {
-    /// A minute for all of them.
-    pub fn short() -> Self {
-        Self { seconds: 60 / TARGETS.len() as u32, keep: false, targets: Vec::new() }
-    }
-}
-
 /// Builds the fuzzer and runs it, target by target.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let fuzzer = build()?;

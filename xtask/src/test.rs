@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 
 use crate::command::{cargo, run, search_path};
-use crate::{ebpf, fuzz, kernel_tests, setup, vm};
+use crate::{ebpf, kernel_tests, setup, vm};
 
 /// `cargo xtask test`.
 #[derive(clap::Args)]
@@ -34,8 +34,6 @@ enum Step {
     Unit,
     /// Kernel tests on other kernels, in QEMU.
     Vm,
-    /// The parsers, fed for a minute.
-    Fuzz,
     /// Kernel tests on this kernel, as root.
     Kernel,
 }
@@ -71,7 +69,6 @@ impl Step {
                 }
             }
             Self::Vm => vm::run(&vm::Arguments::default())?,
-            Self::Fuzz => fuzz::run(&fuzz::Arguments::short())?,
             Self::Kernel => {
                 let tests = kernel_tests::build()?;
                 kernel_tests::build_targets(&tests)?;

@@ -88,19 +88,12 @@ pub struct PassedOver {
 }
 
 /// Decides for each function of an allocator where its probes go.
-///
-/// Without `has_return_probes` the end of every function is looked for in its code.
-pub(super) fn place_all(
-    group: Group,
-    code: &Code<'_>,
-    number: u16,
-    has_return_probes: bool,
-) -> (Vec<Probed>, Vec<Skipped>) {
+pub(super) fn place_all(group: Group, code: &Code<'_>, number: u16) -> (Vec<Probed>, Vec<Skipped>) {
     let mut skipped = group.skipped;
     let probed_at: BTreeSet<u64> = group.found.iter().map(|definition| definition.address).collect();
     let mut probed = Vec::new();
     for definition in group.found {
-        match place_one(&definition, code, &probed_at, has_return_probes) {
+        match place_one(&definition, code, &probed_at) {
             Ok((placement, end)) => {
                 let cookie = Cookie::new(definition.function, placement.pushed_bytes, number);
                 let cookie = if matches!(end, End::Exits(_)) { cookie.left_at_exit() } else { cookie };
@@ -117,22 +110,19 @@ fn place_one(
     definition: &Definition,
     code: &Code<'_>,
     probed_at: &BTreeSet<u64>,
-    has_return_probes: bool,
 ) -> Result<(Placement, End), String> {
     let end = if !definition.function.shape.returns_block() {
         End::Unneeded
-    } else if has_return_probes && !definition.may_throw {
+    } else if !definition.may_throw {
         End::Return
     } else {
         let exits = exits(code, definition.address, |address| probed_at.contains(&address));
         if exits.file_offsets.is_empty() {
             let why = exits.gaps.first().map_or("it never returns", |gap| gap);
-            let unfit = if has_return_probes {
-                "an exception may leave it, so that it cannot have a return probe"
-            } else {
-                "it is to have no return probe"
-            };
-            return Err(format!("{unfit}, and none of its exits was found: {why}"));
+            return Err(format!(
+                "an exception may leave it, so that it cannot have a return probe, and none of its exits was \
+                 found: {why}"
+            ));
         }
         End::Exits(exits)
     };

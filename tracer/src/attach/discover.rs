@@ -18,7 +18,6 @@ use super::{
     code::Code,
     maps::{self, MapEntry},
     object::ObjectFile,
-    preflight,
     resolve::{Definitions, Skipped, definitions},
     selection::{Names, Selection},
 };
@@ -47,7 +46,6 @@ struct Examined {
 #[derive(Debug)]
 pub struct Discoverer {
     selection: Selection,
-    has_return_probes: bool,
     names: Names,
     known: HashMap<ObjectKey, Arc<Examined>>,
     numbers: HashMap<(ObjectKey, Arc<str>), u16>,
@@ -73,19 +71,7 @@ impl Discoverer {
     /// Looks for the functions of the table and for what the user adds.
     pub fn new(selection: Selection) -> Self {
         let names = Names::new(&selection.prefixes);
-        Self {
-            has_return_probes: preflight::has_return_probes(selection.ends),
-            selection,
-            names,
-            known: HashMap::new(),
-            numbers: HashMap::new(),
-            last: Last::default(),
-        }
-    }
-
-    /// Whether the ends of calls are seen by return probes, where a function allows one.
-    pub fn has_return_probes(&self) -> bool {
-        self.has_return_probes
+        Self { selection, names, known: HashMap::new(), numbers: HashMap::new(), last: Last::default() }
     }
 
     /// The allocators that are mapped now, in the order of their addresses. An object that cannot be read is
@@ -199,7 +185,7 @@ impl Discoverer {
             };
             let name = name_of(&group.prefixes, &marks);
             let prefixes = group.prefixes.clone();
-            let (probed, skipped) = place_all(group, &code, number, self.has_return_probes);
+            let (probed, skipped) = place_all(group, &code, number);
             let file = Arc::clone(&file);
             allocators.push(Arc::new(Allocator { number, name, prefixes, key, file, probed, skipped }));
         }
@@ -221,7 +207,7 @@ pub(crate) fn places_in(bytes: &[u8]) -> usize {
     let names = Names::new(&[]);
     let mut code = Code::new(&elf, &names);
     let groups = definitions(&elf, &mut code, &names, true).groups;
-    groups.into_iter().map(|group| place_all(group, &code, 1, bytes.len().is_multiple_of(2)).0.len()).sum()
+    groups.into_iter().map(|group| place_all(group, &code, 1).0.len()).sum()
 }
 
 /// glibc's ld.so has a small malloc of its own (exported up to 2.30), which serves until libc's is there;

@@ -86,7 +86,7 @@ pub enum AttachError {
     /// A return probe would kill the target.
     #[error(
         "process {tgid} has a seccomp filter, and kernel {release} kills such a process at its first return \
-         probe: leave out `--call-ends return`, or update the kernel (fixed in 6.12.14, 6.13.3 and 6.14)"
+         probe: update the kernel (fixed in 6.12.14, 6.13.3 and 6.14), or run it without the filter"
     )]
     Seccomp {
         /// Process id.

@@ -12,7 +12,6 @@ use super::{
     launch::loader::auxiliary,
     maps::{self, MapEntry},
     object::read_memory,
-    selection::CallEnds,
 };
 
 /// The auxiliary vector's entry that says that the program has rights its caller had not (set-user-ID, file
@@ -55,7 +54,8 @@ const FAULTS: [KernelFault; 2] = [
     KernelFault {
         is_affected: kills_filtered,
         consequence: "it kills processes that have a seccomp filter at a return probe (corrected in 6.12.14, 6.13.3 and \
-                      6.14): the ends of calls are seen at the instructions that leave the functions, which is slower",
+                      6.14): such processes are refused; one that installs a filter while it is recorded is not \
+                      safe either",
     },
     KernelFault {
         is_affected: panics_beside_profilers,
@@ -97,31 +97,16 @@ pub fn kernel_faults(release: &str) -> Vec<String> {
     affecting.map(|fault| fault.consequence.to_owned()).collect()
 }
 
-/// Whether the ends of calls are seen by return probes on this kernel.
-pub fn has_return_probes(ends: CallEnds) -> bool {
-    return_probes_on(ends, &release_text())
-}
-
-/// A process without a filter may install one at any time: all are treated alike.
-fn return_probes_on(ends: CallEnds, release: &str) -> bool {
-    match ends {
-        CallEnds::Return => true,
-        CallEnds::Exits => false,
-        CallEnds::Auto => !Release::parse(release).is_some_and(kills_filtered),
-    }
-}
-
-/// Refuses return probes in a process that its kernel would kill at the first one.
+/// Refuses a process that its kernel would kill at the first return probe.
 ///
 /// # Errors
 /// [`AttachError::Seccomp`].
-pub fn require_survival(tgid: u32, facts: Facts, ends: CallEnds) -> Result<(), AttachError> {
-    survives_on(tgid, facts, ends, release_text())
+pub fn require_survival(tgid: u32, facts: Facts) -> Result<(), AttachError> {
+    survives_on(tgid, facts, release_text())
 }
 
-fn survives_on(tgid: u32, facts: Facts, ends: CallEnds, release: String) -> Result<(), AttachError> {
-    let kills = Release::parse(&release).is_some_and(kills_filtered);
-    if facts.is_filtered && kills && return_probes_on(ends, &release) {
+fn survives_on(tgid: u32, facts: Facts, release: String) -> Result<(), AttachError> {
+    if facts.is_filtered && Release::parse(&release).is_some_and(kills_filtered) {
         return Err(AttachError::Seccomp { tgid, release });
     }
     Ok(())
@@ -136,25 +121,14 @@ pub(super) fn is_secure(auxv: &[u8]) -> bool {
 pub fn findings(tgid: u32, facts: Facts, is_go: bool, others: usize) -> Vec<Finding> {
     let is_own = |tid: &u32| Path::new(&format!("/proc/self/task/{tid}")).exists();
     let tracer = facts.tracer.filter(|tid| !is_own(tid));
-    describe(tgid, &Facts { tracer, ..facts }, is_go, others, &release_text())
+    describe(tgid, &Facts { tracer, ..facts }, is_go, others)
 }
 
-fn describe(tgid: u32, facts: &Facts, is_go: bool, others: usize, release: &str) -> Vec<Finding> {
-    let kills = Release::parse(release).is_some_and(kills_filtered);
+fn describe(tgid: u32, facts: &Facts, is_go: bool, others: usize) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |name, is_notable, text: String| findings.push(Finding { name, text, is_notable });
-    match (facts.is_filtered, kills) {
-        (true, true) => add(
-            "seccomp",
-            true,
-            format!(
-                "process {tgid} has a seccomp filter, and kernel {release} would kill it at a return probe: the ends of calls \
-                 are seen at the instructions that leave the functions, which is slower"
-            ),
-        ),
-        (true, false) => add("seccomp", false, "a filter, which this kernel's probes pass".to_owned()),
-        (false, _) => add("seccomp", false, "no filter".to_owned()),
-    }
+    let filter = if facts.is_filtered { "a filter, which this kernel's probes pass" } else { "no filter" };
+    add("seccomp", false, filter.to_owned());
     if let Some(tracer) = facts.tracer {
         add(
             "debugger",
@@ -242,15 +216,10 @@ mod tests {
             ("6.1.0", false),
         ] {
             assert_eq!(kills_filtered(Release::parse(text).unwrap()), kills, "{text}");
-            assert_eq!(return_probes_on(CallEnds::Auto, text), !kills, "{text}");
-            let outcome = survives_on(7, FILTERED, CallEnds::Return, text.to_owned());
+            let outcome = survives_on(7, FILTERED, text.to_owned());
             assert_eq!(matches!(outcome, Err(AttachError::Seccomp { .. })), kills, "{text}");
-            for ends in [CallEnds::Auto, CallEnds::Exits] {
-                assert!(survives_on(7, FILTERED, ends, text.to_owned()).is_ok(), "{text}");
-            }
-            assert!(survives_on(7, Facts::default(), CallEnds::Return, text.to_owned()).is_ok(), "{text}");
+            assert!(survives_on(7, Facts::default(), text.to_owned()).is_ok(), "{text}");
         }
-        assert!(return_probes_on(CallEnds::Return, "6.11.0") && !return_probes_on(CallEnds::Exits, "6.1.0"));
     }
 
     #[test]
@@ -275,15 +244,13 @@ mod tests {
 
     #[test]
     fn what_matters_is_a_note() {
-        let notes = |facts: &Facts, others, release| -> Vec<&str> {
-            let findings = describe(7, facts, true, others, release);
+        let notes = |facts: &Facts, others| -> Vec<&str> {
+            let findings = describe(7, facts, true, others);
             findings.iter().filter(|finding| finding.is_notable).map(|finding| finding.name).collect()
         };
-        assert!(notes(&Facts::default(), 0, "6.18.0").is_empty());
-        assert!(notes(&FILTERED, 0, "6.18.0").is_empty());
-        assert_eq!(notes(&FILTERED, 0, "6.12.1"), ["seccomp"]);
+        assert!(notes(&Facts::default(), 0).is_empty() && notes(&FILTERED, 0).is_empty());
         let all = Facts { is_filtered: true, tracer: Some(9), is_secure: true };
-        assert_eq!(notes(&all, 3, "6.11.0"), ["seccomp", "debugger", "set-user-ID", "others"]);
+        assert_eq!(notes(&all, 3), ["debugger", "set-user-ID", "others"]);
     }
 
     #[test]

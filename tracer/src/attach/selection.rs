@@ -10,19 +10,6 @@ use std::{
 
 use tracer_common::func::{FUNCTIONS, Family, Function, PREFIXES};
 
-/// How the end of a call is seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CallEnds {
-    /// By return probes, except on kernels that kill filtered processes at one ([`super::preflight`]).
-    #[default]
-    Auto,
-    /// By return probes, except where an exception may leave a function.
-    Return,
-    /// By probes on the instructions that leave the function: each is single-stepped, and calls are missed where such an
-    /// instruction is not found.
-    Exits,
-}
-
 /// What the user adds to what is looked for anyhow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
@@ -31,8 +18,6 @@ pub struct Selection {
     /// Objects whose functions are probed in any case, also if they do not look like those of an allocator: as the
     /// target sees the path, or as this process does.
     pub objects: Vec<PathBuf>,
-    /// How the end of a call is seen.
-    pub ends: CallEnds,
 }
 
 impl Selection {

@@ -11,8 +11,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use super::check::CheckArgs;
 use super::diff::DiffArgs;
 use super::plan::{
-    BpfLogLevel, CallEndsKey, ColorChoice, ExportFormat, GroupKey, LensKey, MemoryClass, ProbeKindKey,
-    ReportFormat, Shell, SortKey, TreeKey,
+    BpfLogLevel, ColorChoice, ExportFormat, GroupKey, LensKey, MemoryClass, ProbeKindKey, ReportFormat,
+    Shell, SortKey, TreeKey,
 };
 use super::quantity::{
     parse_count_in, parse_duration, parse_duration_in, parse_power_of_two_size_in, parse_sample_interval,
@@ -96,10 +96,6 @@ pub(super) struct AllocatorArgs {
     /// Program or library whose allocator functions to probe even if they do not look like an allocator; repeatable
     #[arg(long, value_name = "PATH")]
     pub object: Vec<PathBuf>,
-
-    /// How the end of a call is seen: by return probes, or by slower ones on the instructions that leave the function
-    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = choice!(CallEndsKey))]
-    pub call_ends: CallEndsKey,
 }
 
 /// A share in percent, as millionths.

@@ -126,18 +126,6 @@ choices! {
 }
 
 choices! {
-    /// How the end of an allocator's call is seen.
-    CallEndsKey {
-        /// By return probes, but not on kernels that kill processes with a seccomp filter at one.
-        Auto = "auto",
-        /// By return probes.
-        Return = "return",
-        /// By probes on the instructions that leave the function.
-        Exits = "exits",
-    }
-}
-
-choices! {
     /// How memory was observed.
     LensKey {
         /// Allocator calls.

@@ -3,8 +3,6 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use crate::attach::selection::CallEnds;
-
 use super::args::{
     AllocatorArgs, CommandArgs, ExportArgs, GlobalArgs, OffheapArgs, RecordArgs, RecordingArgs, ReportArgs,
     SelectionArgs,
@@ -12,8 +10,8 @@ use super::args::{
 use super::diff::diff;
 use super::message::not_a_command;
 use super::plan::{
-    Action, AllocatorSelection, CallEndsKey, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation,
-    LensKey, Limits, ProbeKindKey, RecordPlan, ReportPlan, RssPlan, Scope, Selection, TargetPlan, Verbosity,
+    Action, AllocatorSelection, ColorChoice, DEFAULT_MAX_PROCESSES, ExportPlan, Invocation, LensKey, Limits,
+    ProbeKindKey, RecordPlan, ReportPlan, RssPlan, Scope, Selection, TargetPlan, Verbosity,
 };
 use super::rss::RssArgs;
 
@@ -158,12 +156,7 @@ fn wants_color(global: &GlobalArgs, no_color: bool, is_terminal: bool) -> bool {
 }
 
 fn allocator_selection(args: AllocatorArgs) -> AllocatorSelection {
-    let ends = match args.call_ends {
-        CallEndsKey::Auto => CallEnds::Auto,
-        CallEndsKey::Return => CallEnds::Return,
-        CallEndsKey::Exits => CallEnds::Exits,
-    };
-    AllocatorSelection { prefixes: args.allocator_prefix, objects: args.object, ends }
+    AllocatorSelection { prefixes: args.allocator_prefix, objects: args.object }
 }
 
 fn quick_record(

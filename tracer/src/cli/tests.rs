@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use super::plan::*;
 use super::*;
-use crate::attach::selection::CallEnds;
 
 const PIPE: Environment = Environment {
     no_color: false,
@@ -406,10 +405,8 @@ fn allocators_can_be_added() {
     let selection = AllocatorSelection {
         prefixes: vec!["foo_".to_owned(), "bar_".to_owned()],
         objects: vec![PathBuf::from("/srv/app"), PathBuf::from("lib.so")],
-        ends: CallEnds::Exits,
     };
-    let words =
-        "--call-ends exits --allocator-prefix foo_ --object /srv/app --allocator-prefix bar_ --object lib.so";
+    let words = "--allocator-prefix foo_ --object /srv/app --allocator-prefix bar_ --object lib.so";
     assert_eq!(record_plan(&format!("{words} 5")).selection, selection);
     assert_eq!(record_plan(&format!("record {words} 5")).selection, selection);
     assert_eq!(

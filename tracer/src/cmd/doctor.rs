@@ -71,7 +71,7 @@ fn process(tgid: NonZeroU32, selection: &Selection, out: &mut impl Write) -> Res
     );
     writeln!(out, "  runtime     {}", escape(&runtime))?;
     let is_go = target.runtime.as_ref().is_some_and(|runtime| runtime.name == "go");
-    preflight::require_survival(tgid.get(), process.facts, selection.ends)?;
+    preflight::require_survival(tgid.get(), process.facts)?;
     let mut discoverer = Discoverer::new(selection.clone());
     let allocators = discoverer.discover(tgid.get())?;
     let others = preflight::foreign_breakpoints(tgid.get(), &allocators);

@@ -86,18 +86,6 @@ fn describe(allocator: &discover::Allocator) -> Allocator {
     }
 }
 
-/// What is missed where functions have no return probes.
-fn gaps_of(allocator: &discover::Allocator) -> impl Iterator<Item = String> {
-    let gaps = |probed: &discover::Probed| match &probed.end {
-        discover::End::Exits(exits) => exits.gaps.first().cloned(),
-        _ => None,
-    };
-    allocator.probed.iter().filter_map(move |probed| {
-        let gap = gaps(probed)?;
-        Some(format!("calls of `{}` are missed where {gap}", probed.definition.symbol))
-    })
-}
-
 /// The row of what a process runs now.
 pub(super) fn row(member: &Member, parent: Option<ProcessId>, start_ns: u64) -> Process {
     let program = member.program();
@@ -134,9 +122,6 @@ impl Session {
             let findings = preflight::findings(tgid.get(), facts, false, others);
             let notable = findings.into_iter().filter(|finding| finding.is_notable);
             self.hints.extend(notable.map(|finding| finding.text));
-            if !self.discoverer.has_return_probes() {
-                self.hints.extend(allocators.iter().flat_map(|allocator| gaps_of(allocator)));
-            }
         }
         Ok(())
     }
@@ -247,6 +232,11 @@ impl Session {
         let parent_row = parent.id;
         let examined =
             if has_executed { target::examine(tgid) } else { target::examine_child(tgid, &parent.target) };
+        // One that the kernel would kill is left alone.
+        let examined = examined.and_then(|process| {
+            preflight::require_survival(tgid, process.facts)?;
+            Ok(process)
+        });
         let Ok(process) = examined else {
             self.losses.short_lived += 1;
             self.forget(tgid);
@@ -281,6 +271,10 @@ impl Session {
                 break;
             }
             let Ok(process) = target::examine(tgid) else { continue };
+            if preflight::require_survival(tgid, process.facts).is_err() {
+                self.losses.unfollowed += 1;
+                continue;
+            }
             let member = root(process, &mut self.roster, &mut self.hints)?;
             let number = member.tgid;
             self.enter(member, None)?;

@@ -124,7 +124,7 @@ impl Session {
         let mut unexamined = Vec::new();
         for process in processes {
             let facts = process.facts;
-            preflight::require_survival(process.target.tgid, facts, options.selection.ends)?;
+            preflight::require_survival(process.target.tgid, facts)?;
             let mut member = super::follow::root(process, &mut roster, &mut hints)?;
             member.code.survey(&mut store)?;
             unexamined.push((member.tgid, facts));
