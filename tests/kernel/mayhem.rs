@@ -179,7 +179,7 @@ fn bpftrace_on_the_same_functions() -> Result {
         };
         for (name, wanted) in [("calls", 800), ("returns", 800), ("frees", 300)] {
             let line = format!("@{name}: {wanted}");
-            ensure!(counts.iter().any(|said| *said == line), "no `{line}` in {counts:#?}");
+            ensure!(counts.contains(&line), "no `{line}` in {counts:#?}");
         }
         ensure_untouched(&target)?;
         target.order("leak 10 10")?;
