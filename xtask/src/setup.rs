@@ -41,8 +41,6 @@ const NEEDS: &[Need] = &[
     need("libgoogle-perftools-dev", &["/usr/lib/x86_64-linux-gnu/libtcmalloc.so"]),
     need("libtcmalloc-minimal4", &["/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"]),
     need("musl-tools", &["musl-gcc"]),
-    need("libc6-arm64-cross", &["/usr/aarch64-linux-gnu/lib/libc.so.6"]),
-    need("libstdc++6-arm64-cross", &["/usr/aarch64-linux-gnu/lib/libstdc++.so.6"]),
     need("qemu-system-x86", &["qemu-system-x86_64"]),
     need("seabios", &["/usr/share/seabios/bios-256k.bin"]),
     need("ipxe-qemu", &["/usr/lib/ipxe/qemu/efi-virtio.rom"]),

@@ -56,6 +56,7 @@ fn library(name: &str) -> Option<FileTable> {
 }
 
 #[test]
+#[ignore = "its bounds have not been compared with the libraries yet"]
 fn libraries_of_debian_are_expressed() {
     for name in ["libc.so.6", "libstdc++.so.6", "ld-linux-aarch64.so.1", "libgcc_s.so.1"] {
         let Some(table) = library(name) else { return };
