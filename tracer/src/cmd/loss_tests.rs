@@ -72,6 +72,7 @@ fn every_count_has_a_row_of_its_own() {
         skipped_mapping_runs: next(),
         without_mappings: next(),
         without_allocator: next(),
+        over_budget: next(),
         ..OwnLosses::default()
     };
     own.faults.without_faults = next();
@@ -102,6 +103,7 @@ fn every_count_has_a_row_of_its_own() {
         ("mapping-program-skipped", own.skipped_mapping_runs),
         ("no-mappings", own.without_mappings),
         ("no-allocator", own.without_allocator),
+        ("over-budget", own.over_budget),
         ("no-faults", own.faults.without_faults),
         ("fault-skipped", own.faults.skipped_runs),
         ("unattributed-growth", own.faults.unattributed_bytes >> 12),
@@ -114,7 +116,7 @@ fn every_count_has_a_row_of_its_own() {
     ] {
         assert_eq!(found[name], count, "{name}");
     }
-    assert_eq!(found.len(), kernel.len() + 16, "two reasons share a name, or one is not tested here");
+    assert_eq!(found.len(), kernel.len() + 17, "two reasons share a name, or one is not tested here");
 }
 
 /// A row of a table of docs/losses.md.
