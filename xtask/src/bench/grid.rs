@@ -81,7 +81,7 @@ impl Measured {
         let subject = Subject {
             program: &programs.spin_grid,
             arguments: [frames, threads, live, stacks, u64::from(is_cross)].map(|n| n.to_string()).to_vec(),
-            options: ["--max-live-blocks", &blocks.to_string(), "--lens", "malloc"]
+            options: ["--max-live-blocks", &blocks.to_string(), "--max-sites", "262144", "--lens", "malloc"]
                 .map(str::to_owned)
                 .to_vec(),
             batch_pairs: Some((if is_cross { pairs } else { pairs * 30 }, pairs)),
@@ -116,7 +116,7 @@ fn outstanding_blocks(offheap: &Path, capture: &Path) -> Result<u64> {
     let report: Value = serde_json::from_slice(&output.stdout).context("the report is not JSON")?;
     let sites = report["sites"].as_array().context("the report has no sites")?;
     let is_ours = |site: &&Value| {
-        let frames = site["frames"].as_array().into_iter().flatten();
+        let frames = site["stack"].as_array().into_iter().flatten();
         frames.into_iter().any(|frame| frame["function"] == "allocate")
     };
     Ok(sites.iter().filter(is_ours).filter_map(|site| site["outstanding_count"].as_u64()).sum())
