@@ -81,7 +81,7 @@ fn each_kind_is_told() -> Result {
         ensure!(verdict["next"].as_str().is_some_and(|next| !next.is_empty()), "{verdict:#}");
     }
     let (class, _, growth) = cause(verdict_on(&report, grow.pid())?)?;
-    ensure!(class == "mmap" && (growth / (25.0 * MIB) - 1.0).abs() < 0.05, "{class} {growth}");
+    ensure!(class == "mmap" && (growth / (12.5 * MIB) - 1.0).abs() < 0.05, "{class} {growth}");
     let (_, function, growth) = cause(verdict_on(&report, buffers.pid())?)?;
     let is_right = function.starts_with("node::NodeArrayBufferAllocator::");
     ensure!(is_right && (growth / (10.0 * MIB) - 1.0).abs() < 0.05, "{function} {growth}");

@@ -16,12 +16,12 @@ const NOBODY: u32 = 65_534;
 
 /// What `grower` does, what must be said of it, and its slope in bytes per second.
 const KINDS: [(&str, &[&str], Option<f64>); 7] = [
-    ("grow", &["growing"], Some(25.0 * MIB)),
+    ("grow", &["growing"], Some(12.5 * MIB)),
     ("warm", &["warm-up"], None),
     ("cache", &["warm-up", "plateau"], None),
     ("saw", &["sawtooth-level"], Some(0.0)),
-    ("saw-leak", &["sawtooth-rising"], Some(1.25 * MIB)),
-    ("shrink", &["shrinking"], Some(-5000.0 * 1024.0)),
+    ("saw-leak", &["sawtooth-rising"], Some(0.625 * MIB)),
+    ("shrink", &["shrinking"], Some(-2500.0 * 1024.0)),
     ("level", &["level"], Some(0.0)),
 ];
 
@@ -44,7 +44,7 @@ fn kinds_and_slopes() -> Result {
     for target in &mut targets {
         target.send("go")?;
     }
-    let fixed = ["--interval", "100ms", "--duration", "12s"].map(str::to_owned);
+    let fixed = ["--interval", "100ms", "--duration", "24s"].map(str::to_owned);
     let watched = Watch::start(fixed.iter().chain(&pids))?.finish()?;
     watched.expect_status(COMPLETE)?;
     for (target, (kind, wanted, slope_wanted)) in targets.into_iter().zip(KINDS) {

@@ -5,12 +5,12 @@
  * Prints `ready`, waits for a line, then follows the schedule on the monotonic clock, in steps of 20 ms, until its
  * input is closed. What it holds is a function of the time alone, however late a step is.
  *
- *   grow       512 KiB every 20 ms
- *   warm       grows for 2 s, ever slower, then is level
- *   cache      grows evenly for 3 s, then is level, one page replaced by another
- *   saw        rises by 16 MiB every 1200 ms and falls back to the same floor
+ *   grow       256 KiB every 20 ms
+ *   warm       grows for 4 s, ever slower, then is level
+ *   cache      grows evenly for 6 s, then is level, one page replaced by another
+ *   saw        rises by 16 MiB every 2400 ms and falls back to the same floor
  *   saw-leak   the same, and keeps 1.5 MiB of each cycle
- *   shrink     begins with 64 MiB and gives 100 KiB back every 20 ms
+ *   shrink     begins with 64 MiB and gives 50 KiB back every 20 ms
  *   level      stays
  */
 #include <sys/mman.h>
@@ -41,21 +41,21 @@ static size_t wanted(const char *kind, unsigned long ms)
 {
     unsigned long mib = 1ul << 20, base = 8 * mib;
     if (!strcmp(kind, "grow"))
-        return base + ms / STEP_MS * (mib / 2);
+        return base + ms / STEP_MS * (mib / 4);
     if (!strcmp(kind, "warm")) {
-        unsigned long left = ms < 2000 ? 2000 - ms : 0;
-        return base + 40 * mib - left * left / 100 * (40 * mib / 40000);
+        unsigned long left = ms < 4000 ? 4000 - ms : 0;
+        return base + 40 * mib - left * left / 400 * (40 * mib / 40000);
     }
     if (!strcmp(kind, "cache"))
-        return base + (ms < 3000 ? ms : 3000) * (32 * mib / 3000);
+        return base + (ms < 6000 ? ms : 6000) * (32 * mib / 6000);
     /* More than a third of each cycle on the floor, so that a late sample finds it, too. */
-    unsigned long rising = ms % 1200 < 450 ? 0 : ms % 1200 - 450;
+    unsigned long rising = ms % 2400 < 900 ? 0 : ms % 2400 - 900;
     if (!strcmp(kind, "saw"))
-        return base + rising * (16 * mib / 750);
+        return base + rising * (16 * mib / 1500);
     if (!strcmp(kind, "saw-leak"))
-        return base + rising * (16 * mib / 750) + ms / 1200 * (3 * mib / 2);
+        return base + rising * (16 * mib / 1500) + ms / 2400 * (3 * mib / 2);
     if (!strcmp(kind, "shrink")) {
-        unsigned long gone = ms / STEP_MS * (100 << 10);
+        unsigned long gone = ms / STEP_MS * (50 << 10);
         return gone < 64 * mib ? base + 64 * mib - gone : base;
     }
     MUST(!strcmp(kind, "level"));

@@ -13,9 +13,9 @@ use crate::model::{Ledger, Process, ProcessEnd, ProcessId, RssSample, RuntimeFig
 const MAX_ALL_SAMPLES: usize = 262_144;
 /// Programs that are remembered, in multiples of the processes that may be watched at one time.
 const REMEMBERED: usize = 4;
-/// Part of the time that Pss may take: one hundredth. The mmap lock of the target is held meanwhile.
+/// Part of the time that Pss of all programs may take: one hundredth. The mmap lock of the target is held meanwhile.
 const PSS_PAUSES: u32 = 100;
-/// Part of the time that a ledger may take.
+/// Part of the time that the ledgers of all programs may take.
 const LEDGER_PAUSES: u32 = 100;
 /// Part of the time that looking for members of a group may take.
 const SCOPE_PAUSES: u32 = 50;
@@ -87,8 +87,10 @@ pub struct Tick {
     pub ledgers: Vec<Ledger>,
     /// What runtimes said of themselves then.
     pub figures: Vec<RuntimeFigure>,
-    /// CPU time that the look took.
+    /// CPU time that the look took, without what is done more rarely the dearer it is.
     pub cost: Duration,
+    /// CPU time of that.
+    paced: Duration,
 }
 
 /// A watch.
@@ -190,7 +192,9 @@ impl Watch {
         {
             let scope = scope.clone();
             self.look_for_members(&scope, now, &mut tick)?;
-            self.scope_pace.done(now, cpu_time().saturating_sub(begin));
+            let took = cpu_time().saturating_sub(begin);
+            self.scope_pace.done(now, took);
+            tick.paced += took;
         }
         let elapsed_ns = nanoseconds(now);
         // Programs that begin in this look are at the end and get their first sample, too.
@@ -207,7 +211,7 @@ impl Watch {
             self.refresh_limits();
         }
         self.forget();
-        tick.cost = cpu_time().saturating_sub(begin);
+        tick.cost = cpu_time().saturating_sub(begin).saturating_sub(tick.paced);
         Ok(tick)
     }
 
@@ -221,6 +225,7 @@ impl Watch {
 
     fn look_at(&mut self, index: usize, now: Duration, tick: &mut Tick) {
         let elapsed_ns = nanoseconds(now);
+        let sharers = u32::try_from(self.running()).unwrap_or(u32::MAX);
         let Some(program) = self.programs.get_mut(index).filter(|program| program.end.is_none()) else {
             return;
         };
@@ -229,7 +234,7 @@ impl Watch {
         // Afterwards, so that a sample is not of the program that came after.
         let (end, successor) = match (sample, proc::identity(tgid)) {
             (Ok(sample), Ok(identity)) if identity == program.identity => {
-                return program.take(sample, now, self.ledger_source, tick);
+                return program.take(sample, now, sharers, self.ledger_source, tick);
             }
             (Err(Gone::Unreadable(_)), Ok(_)) | (_, Err(Gone::Unreadable(_))) => {
                 program.failed_reads += 1;
@@ -238,7 +243,7 @@ impl Watch {
             (Ok(sample), Ok(identity)) if identity.is_same_process(&program.identity) => {
                 if !program.identity.has_executed(&identity) {
                     program.identity = identity;
-                    return program.take(sample, now, self.ledger_source, tick);
+                    return program.take(sample, now, sharers, self.ledger_source, tick);
                 }
                 (ProcessEnd::Executed, Some(identity))
             }
@@ -347,15 +352,23 @@ impl Watch {
 }
 
 impl Program {
-    /// Books a sample, with what else is due.
-    fn take(&mut self, mut sample: RssSample, now: Duration, ledgers: Option<LedgerSource>, tick: &mut Tick) {
+    /// Books a sample, with what else is due. `sharers` programs share the time that this may take.
+    fn take(
+        &mut self,
+        mut sample: RssSample,
+        now: Duration,
+        sharers: u32,
+        ledgers: Option<LedgerSource>,
+        tick: &mut Tick,
+    ) {
         let tgid = self.process.target.tgid;
+        let before = cpu_time();
         if let Some(pace) = self.pss.as_mut().filter(|pace| pace.is_due(now)) {
             let begin = Instant::now();
             match proc::pss(tgid) {
                 Ok(pss_bytes) => {
                     sample.pss_bytes = pss_bytes;
-                    pace.done(now, begin.elapsed());
+                    pace.done(now, begin.elapsed().saturating_mul(sharers));
                 }
                 // Without the right to read it there is no use in trying again.
                 Err(_) => self.pss = None,
@@ -377,8 +390,9 @@ impl Program {
                 self.ledgers = Some((first, ledger.clone()));
                 tick.ledgers.push(ledger);
             }
-            self.ledger.done(now, begin.elapsed());
+            self.ledger.done(now, begin.elapsed().saturating_mul(sharers));
         }
+        tick.paced += cpu_time().saturating_sub(before);
         self.series.push(sample);
         tick.samples.push(sample);
     }
