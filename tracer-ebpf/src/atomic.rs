@@ -42,3 +42,19 @@ pub unsafe fn claim32(place: *mut u32, old: u32, new: u32) -> bool {
     // SAFETY: the caller's promise.
     unsafe { atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(place, old, new).1 }
 }
+
+/// Writes a value behind everything that was written before.
+///
+/// # Safety
+/// `place` points into a map value and is aligned.
+#[inline(always)]
+pub unsafe fn publish(place: *mut u64, value: u64) {
+    // A store is that on x86-64 already; elsewhere the kernel makes an exchange a full barrier.
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(bpf_target_arch = "x86_64")]
+        core::ptr::write_volatile(place, value);
+        #[cfg(not(bpf_target_arch = "x86_64"))]
+        core::intrinsics::atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, value);
+    }
+}

@@ -1,9 +1,6 @@
 //! Booking: live blocks, site counters, losses.
 
-use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::generated::bpf_ktime_get_ns,
-};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use tracer_common::{
     abi::{LIFETIME_BUCKETS, LiveBlock, LiveKey, Loss, SITE_LOST, lifetime_bucket},
     sampling::{self, Weight},
@@ -11,11 +8,9 @@ use tracer_common::{
 
 use crate::{
     atomic,
-    map::{self, EXECS, LIFETIMES, LIVE, SETTINGS, SITES, TALLIES},
+    block::{self, Refused},
+    map::{self, EXECS, LIFETIMES, SETTINGS, SITES, TALLIES},
 };
-
-/// The kernel's EEXIST, negated.
-const EEXIST: i32 = -17;
 
 /// Counts a loss or an observation.
 #[inline(always)]
@@ -59,29 +54,24 @@ fn weight(block: &LiveBlock) -> Weight {
 /// never be counted as freed.
 #[inline(always)]
 pub fn allocation(key: LiveKey, block: LiveBlock) {
-    match LIVE.insert(key, block, u64::from(BPF_NOEXIST)) {
-        Ok(()) => {}
+    let is_booked = match block::insert(key, &block) {
+        Ok(()) => true,
         // Its release came after the end of the recording, and so does this.
-        Err(EEXIST) if map::has_stopped() => return,
-        Err(EEXIST) => {
-            // Rule 3: its release was missed. Copied before it is replaced.
-            if let Some(old) = LIVE.get_ptr(key) {
-                // SAFETY: a map value.
-                let old = unsafe { *old };
+        Err(Refused::Exists) if map::has_stopped() => return,
+        Err(Refused::Exists) => {
+            // Rule 3: its release was missed.
+            if let Some(old) = block::get(key) {
                 if !died_by_exec(key.tgid, old.born_ns) {
                     tally(Loss::MissedRelease, old.size_bytes);
                 }
                 freed(&old);
             }
-            if LIVE.insert(key, block, u64::from(BPF_ANY)).is_err() {
-                tally(Loss::LiveMapFull, block.size_bytes);
-                return;
-            }
+            block::replace(key, &block).is_ok()
         }
-        Err(_) => {
-            tally(Loss::LiveMapFull, block.size_bytes);
-            return;
-        }
+        Err(Refused::Full) => false,
+    };
+    if !is_booked {
+        return tally(Loss::LiveMapFull, block.size_bytes);
     }
     if let Some(site) = SITES.get_ptr_mut(block.site) {
         let weight = weight(&block);
@@ -97,17 +87,6 @@ pub fn allocation(key: LiveKey, block: LiveBlock) {
 fn died_by_exec(tgid: u32, born_ns: u64) -> bool {
     // SAFETY: a map value.
     EXECS.get_ptr(tgid).is_some_and(|exec_ns| born_ns < unsafe { *exec_ns })
-}
-
-/// Takes a block out of the live map, without counting it as freed.
-#[inline(always)]
-pub fn take(key: LiveKey) -> Option<LiveBlock> {
-    let block = LIVE.get_ptr(key)?;
-    // SAFETY: a map value; copied before the entry is deleted, another CPU may reuse it at once.
-    let block = unsafe { *block };
-    // Whoever deletes the entry owns the block: two releases of one address cannot both count.
-    LIVE.remove(key).ok()?;
-    Some(block)
 }
 
 /// Counts a block as freed.
@@ -147,9 +126,13 @@ pub fn unknown_release() {
 /// Puts a block back that had been set aside.
 #[inline(always)]
 pub fn restore(key: LiveKey, block: LiveBlock) {
-    if LIVE.insert(key, block, u64::from(BPF_ANY)).is_err() {
+    let loss = match block::insert(key, &block) {
+        Ok(()) => return,
         // It can no longer be seen to be freed; book it as freed, and say so.
-        tally(Loss::AsideRestoreFailed, block.size_bytes);
-        freed(&block);
-    }
+        Err(Refused::Full) => Loss::AsideRestoreFailed,
+        // Another one has its address: its release was missed.
+        Err(Refused::Exists) => Loss::MissedRelease,
+    };
+    tally(loss, block.size_bytes);
+    freed(&block);
 }

@@ -18,7 +18,7 @@ use tracer_common::{
 };
 
 use crate::{
-    book,
+    block, book,
     intern::{self, Origin},
     machine,
     map::{self, CALLS, SETTINGS},
@@ -114,7 +114,7 @@ pub fn enter(ctx: &ProbeContext) {
         let old = regs.argument(cookie.pointer_argument());
         call.pointer = old;
         if old != 0 {
-            match book::take(LiveKey { tgid, reserved: 0, address: old }) {
+            match block::take(LiveKey { tgid, reserved: 0, address: old }) {
                 Some(block) => {
                     call.aside = block;
                     call.has_aside = 1;

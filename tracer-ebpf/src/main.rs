@@ -8,6 +8,7 @@
 #![allow(internal_features, reason = "BPF has no stable compare-and-exchange; see `atomic`")]
 
 mod atomic;
+mod block;
 mod book;
 mod call;
 #[cfg(bpf_target_arch = "x86_64")]

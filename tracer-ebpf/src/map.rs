@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use tracer_common::{
     abi::{
-        CallInFlight, EscapeRule, FAULT_STATES, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, PageFault,
+        Bucket, CallInFlight, EscapeRule, FAULT_STATES, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, PageFault,
         PageKey, Process, RowChunk, SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, SiteLifetimes, Tally,
     },
     sampling::SCALE_ONE,
@@ -24,10 +24,18 @@ pub static SETTINGS: Global<Settings> = Global::new(Settings::DEFAULT);
 #[map]
 pub static CALLS: HashMap<u64, CallInFlight> = HashMap::with_max_entries(16_384, 0);
 
-/// Live blocks. Full: [`Loss::LiveMapFull`]. Preallocated, some 110 bytes an entry: an insertion then costs
+/// Live blocks; user space maps them, and takes those of dead processes out. Bucket full: [`SPILLED`].
+#[map]
+pub static BUCKETS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Live blocks that found no place in their bucket. Full: [`Loss::LiveMapFull`]. Preallocated: an insertion then costs
 /// 100 ns less, and cannot fail for want of memory in the middle of a recording.
 #[map]
-pub static LIVE: HashMap<LiveKey, LiveBlock> = HashMap::with_max_entries(1 << 20, 0);
+pub static SPILLED: HashMap<LiveKey, LiveBlock> = HashMap::with_max_entries(1 << 16, 0);
+
+/// Element 0: not 0 once a block was spilled. Mostly 0, so that most calls need no lookup there.
+#[map]
+pub static HAS_SPILLED: Array<u32> = Array::with_max_entries(1, 0);
 
 /// Pages that have faulted since user space has looked. Full: [`Loss::FaultMapFull`]. Small where page faults are not
 /// recorded.

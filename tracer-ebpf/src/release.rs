@@ -4,7 +4,7 @@ use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_attach_cookie, prog
 use tracer_common::{abi::LiveKey, cookie::Cookie};
 
 use crate::{
-    book,
+    block, book,
     map::{self, CALLS, SETTINGS},
     task::{self, Registers},
 };
@@ -23,7 +23,7 @@ pub fn enter(ctx: &ProbeContext) {
         return;
     }
     let pid_tgid = task::pid_tgid();
-    match book::take(LiveKey { tgid: task::memory_owner(pid_tgid), reserved: 0, address }) {
+    match block::take(LiveKey { tgid: task::memory_owner(pid_tgid), reserved: 0, address }) {
         Some(block) => book::released(&block),
         None if SETTINGS.load().is_estimate() => {}
         None => {

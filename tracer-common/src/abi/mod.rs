@@ -3,6 +3,7 @@
 //! Rules: `repr(C)`, fixed-width integers and arrays of them only, explicit padding, sizes asserted at
 //! compile time, enumerations travel as integers with explicit values, ids are append-only.
 
+mod bucket;
 mod call;
 mod end;
 mod event;
@@ -13,6 +14,7 @@ mod mapping_event;
 mod setting;
 mod site;
 
+pub use bucket::{BUCKET_PLACES, Bucket, PLACE_EMPTY, PLACE_WRITTEN, Place, TableSize, bucket_of};
 pub use call::{
     CALL_BOOKED, CALL_NONE, CALL_UNSAMPLED, CallInFlight, LiveBlock, LiveKey, scale_of_window, window,
 };

@@ -1,6 +1,6 @@
 //! The end of a recording: what is left is read, frames get their names, the capture is closed.
 
-use std::{collections::HashMap, os::fd::AsFd};
+use std::collections::HashMap;
 
 use super::{
     RecordError,
@@ -56,7 +56,7 @@ impl Session {
         self.sample(elapsed, true)?;
         let running = self.running();
         self.memory_looks.look_into_heaps(&running, elapsed, &mut self.writer)?;
-        live::read_ages(self.programs.live.fd().as_fd(), &mut self.ages)?;
+        live::read_ages(&self.programs.blocks, &mut self.ages)?;
         for member in self.roster.all() {
             member.mappings.add_ages(&mut self.ages);
         }

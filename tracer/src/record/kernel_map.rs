@@ -29,7 +29,7 @@ pub struct MappedArray<T> {
     bytes: usize,
 }
 
-// SAFETY: the mapping is read-only and belongs to no thread.
+// SAFETY: the mapping belongs to no thread.
 unsafe impl<T: Plain> Send for MappedArray<T> {}
 
 impl<T: Plain> MappedArray<T> {
@@ -38,6 +38,24 @@ impl<T: Plain> MappedArray<T> {
     /// # Errors
     /// [`RecordError::MapCall`].
     pub fn map(map: &MapData, name: &'static str, count: u32) -> Result<Self, RecordError> {
+        Self::map_with(map, name, count, rustix::mm::ProtFlags::READ)
+    }
+
+    /// The same, to be written by both sides.
+    ///
+    /// # Errors
+    /// [`RecordError::MapCall`].
+    pub fn map_shared(map: &MapData, name: &'static str, count: u32) -> Result<Self, RecordError> {
+        let both = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
+        Self::map_with(map, name, count, both)
+    }
+
+    fn map_with(
+        map: &MapData,
+        name: &'static str,
+        count: u32,
+        protection: rustix::mm::ProtFlags,
+    ) -> Result<Self, RecordError> {
         const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
         let failed = |source| RecordError::MapCall { operation: "mmap", map: name, source };
         let count = count as usize;
@@ -47,7 +65,7 @@ impl<T: Plain> MappedArray<T> {
             rustix::mm::mmap(
                 ptr::null_mut(),
                 bytes,
-                rustix::mm::ProtFlags::READ,
+                protection,
                 rustix::mm::MapFlags::SHARED,
                 map.fd().as_fd(),
                 0,
@@ -58,12 +76,18 @@ impl<T: Plain> MappedArray<T> {
         Ok(Self { base, count, bytes })
     }
 
-    /// Where a value is; `None` beyond the array. The kernel writes it concurrently, each word as a whole: read the
+    /// Where a value is, to be written only in an array that was mapped so; `None` beyond the array. The kernel writes it concurrently, each word as a whole: read the
     /// fields one by one, volatile.
-    fn place(&self, index: u32) -> Option<*const T> {
+    pub(super) fn place(&self, index: u32) -> Option<*mut T> {
         // SAFETY: in bounds of the mapping, which lives as long as `self`.
-        ((index as usize) < self.count)
-            .then(|| unsafe { self.base.as_ptr().add(index as usize).cast_const() })
+        ((index as usize) < self.count).then(|| unsafe { self.base.as_ptr().add(index as usize) })
+    }
+}
+
+impl<T> MappedArray<T> {
+    /// Number of values.
+    pub const fn count(&self) -> usize {
+        self.count
     }
 }
 

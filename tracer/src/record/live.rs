@@ -1,17 +1,13 @@
 //! The blocks that are live at the end of a recording, and those that an exec has ended.
 
-use std::{collections::BTreeMap, os::fd::BorrowedFd};
+use std::collections::BTreeMap;
 
 use tracer_common::{
     abi::{LIFETIME_FIRST_LOG2, LiveBlock, LiveKey, SiteLifetimes},
     sampling::{COUNT_FRACTION_BITS, Weight},
 };
 
-use super::{
-    RecordError,
-    kernel_map::{self, MappedArray},
-    weighing::Weighing,
-};
+use super::{RecordError, kernel_map::MappedArray, live_blocks::LiveBlocks, weighing::Weighing};
 use crate::model::{Lifetime, LiveAge, LiveSize, SampledAge};
 
 /// Bytes and blocks of one site.
@@ -104,8 +100,8 @@ impl Ages {
 ///
 /// # Errors
 /// [`RecordError::MapCall`].
-pub fn read_ages(live: BorrowedFd<'_>, ages: &mut Ages) -> Result<(), RecordError> {
-    kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |_, block| ages.add(block))
+pub fn read_ages(live: &LiveBlocks, ages: &mut Ages) -> Result<(), RecordError> {
+    live.read(|_, block| ages.add(block))
 }
 
 /// How long the released blocks of all sites lived.
@@ -153,7 +149,7 @@ impl Ends {
     /// [`RecordError::MapCall`].
     pub fn purge(
         &mut self,
-        live: BorrowedFd<'_>,
+        live: &LiveBlocks,
         ended: &mut BTreeMap<u32, Amount>,
         ages: &mut Ages,
     ) -> Result<(), RecordError> {
@@ -161,13 +157,13 @@ impl Ends {
             return Ok(());
         }
         let mut dead = Vec::new();
-        kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |key, block| {
+        live.read(|key, block| {
             if let Some(end) = self.of(key, block) {
                 dead.push((*key, *block, end));
             }
         })?;
         for (key, block, end) in dead {
-            if !kernel_map::delete(live, "LIVE", &key)? {
+            if !live.delete(&key)? {
                 continue;
             }
             match end {

@@ -10,13 +10,14 @@ use aya::{
 use aya_log::EbpfLogger;
 use tracer_common::abi::{
     EscapeRule, Loss, MappingChunk, PageChunk, Process, RowChunk, Settings, SiteCounters, SiteLifetimes,
-    Tally,
+    TableSize, Tally,
 };
 
 use super::{
     RecordError,
     cost::Runs,
     kernel_map::{Abi, MappedArray, program_info, skipped_runs},
+    live_blocks::LiveBlocks,
     multi::MultiPrograms,
     weighing::Weighing,
 };
@@ -151,8 +152,8 @@ pub struct Programs {
     pub sites: MappedArray<SiteCounters>,
     /// How long released blocks lived, by site.
     pub lifetimes: MappedArray<SiteLifetimes>,
-    /// The maps of both: programs that are loaded later name them by their descriptors.
-    _mapped: [MapData; 2],
+    /// The maps of these: programs that are loaded later name them by their descriptors.
+    _mapped: [MapData; 3],
     /// Number of sites handed out.
     site_count: Array<MapData, u32>,
     /// Not 0 from the end of the recording on.
@@ -166,7 +167,7 @@ pub struct Programs {
     /// Samples of the validate mode.
     pub validations: RingBuf<MapData>,
     /// Live blocks.
-    pub live: MapData,
+    pub blocks: LiveBlocks,
     /// Time of the last exec by process.
     pub execs: HashMap<MapData, u32, u64>,
     /// Mapping sets.
@@ -209,9 +210,13 @@ impl Programs {
         let Map::Array(lifetimes) = take(&mut bpf, "LIFETIMES")? else {
             return Err(RecordError::Object { name: "LIFETIMES" });
         };
-        let Map::HashMap(live) = take(&mut bpf, "LIVE")? else {
-            return Err(RecordError::Object { name: "LIVE" });
+        let Map::Array(buckets) = take(&mut bpf, "BUCKETS")? else {
+            return Err(RecordError::Object { name: "BUCKETS" });
         };
+        let Map::HashMap(spilled) = take(&mut bpf, "SPILLED")? else {
+            return Err(RecordError::Object { name: "SPILLED" });
+        };
+        let size = TableSize::for_blocks(options.limits.max_live_blocks);
         let logger = options.bpf_log.map(|_| EbpfLogger::init(&mut bpf)).transpose();
         let logger = logger.map_err(|_| RecordError::Object { name: "AYA_LOGS" })?;
         let mut programs = Self {
@@ -219,14 +224,14 @@ impl Programs {
             logger,
             sites: MappedArray::map(&counters, "SITES", options.limits.max_sites)?,
             lifetimes: MappedArray::map(&lifetimes, "LIFETIMES", options.limits.max_sites)?,
-            _mapped: [counters, lifetimes],
+            blocks: LiveBlocks::new(&buckets, size, spilled)?,
+            _mapped: [counters, lifetimes, buckets],
             site_count: typed(&mut bpf, "SITE_COUNT")?,
             stopped: typed(&mut bpf, "STOPPED")?,
             window: typed(&mut bpf, "WINDOW")?,
             tallies: typed(&mut bpf, "TALLIES")?,
             events: typed(&mut bpf, "EVENTS")?,
             validations: typed(&mut bpf, "VALIDATIONS")?,
-            live,
             execs: typed(&mut bpf, "EXECS")?,
             processes: typed(&mut bpf, "PROCESSES")?,
             mappings: typed(&mut bpf, "MAPPINGS")?,
@@ -369,6 +374,7 @@ impl Programs {
 
 pub(super) fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
     let fault_capacity = options.limits.max_fault_pages.clamp(1, super::fault::MAX_PENDING);
+    let size = TableSize::for_blocks(options.limits.max_live_blocks);
     let settings = Abi(Settings {
         min_size_bytes: options.min_size_bytes,
         max_size_bytes: options.max_size_bytes,
@@ -380,14 +386,15 @@ pub(super) fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
         sharers_unseen: u32::from(!options.probe_kind.sees_sharers()),
         sample_bytes: options.weighing.sample_bytes,
         has_windows: u32::from(options.weighing.has_windows),
-        padding: 0,
+        buckets: size.buckets,
     });
     let level = options.bpf_log.map_or(0, |level| level as u8);
     EbpfLoader::new()
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global("SETTINGS", &settings, true)
         .override_global(aya_log::LEVEL, &level, true)
-        .map_max_entries("LIVE", options.limits.max_live_blocks)
+        .map_max_entries("BUCKETS", size.buckets.max(1))
+        .map_max_entries("SPILLED", size.spilled)
         .map_max_entries("FAULTS", fault_capacity)
         .map_max_entries("CALLS", options.limits.max_threads)
         .map_max_entries("SITE_KEYS", options.limits.max_sites)

@@ -18,6 +18,7 @@ mod intake;
 mod kernel_map;
 mod link;
 mod live;
+mod live_blocks;
 mod load;
 pub(crate) mod losses;
 mod mapping;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    os::fd::AsFd,
     time::Duration,
 };
 
@@ -30,7 +29,7 @@ impl Session {
             self.look_at_faults(false)?;
         }
         self.poll_perf_maps();
-        self.ends.purge(self.programs.live.fd().as_fd(), &mut self.ended, &mut self.ages)?;
+        self.ends.purge(&self.programs.blocks, &mut self.ended, &mut self.ages)?;
         let elapsed_ns = nanoseconds(elapsed);
         self.progress = Progress {
             elapsed,

@@ -2,11 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    os::fd::AsFd,
     time::Instant,
 };
 
-use tracer_common::abi::{LiveBlock, LiveKey};
+use tracer_common::abi::LiveBlock;
 
 use super::{
     FaultLens, advice, classes,
@@ -18,7 +17,7 @@ use crate::{
     attach::maps,
     managed::{self, Region},
     model::{FrameId, Lens, Location, MemoryClass},
-    record::{RecordError, kernel_map, session::Session},
+    record::{RecordError, session::Session},
 };
 
 /// What a site's lost rows say of the lens.
@@ -142,8 +141,7 @@ impl Session {
     /// could be asked.
     fn residents(&self) -> Result<(Vec<(u32, u64)>, u64), RecordError> {
         let mut blocks: BTreeMap<u32, Vec<Block>> = BTreeMap::new();
-        let live = self.programs.live.fd().as_fd();
-        kernel_map::read_hash::<LiveKey, LiveBlock>(live, "LIVE", |key, block| {
+        self.programs.blocks.read(|key, block| {
             let LiveBlock { size_bytes, site, .. } = *block;
             blocks.entry(key.tgid).or_default().push(Block { address: key.address, size_bytes, site });
         })?;
