@@ -44,6 +44,14 @@ fn rust() -> Result {
     trace_exactly("leak_rust", WHOLE_PERCENT).map(drop)
 }
 
+/// The same return address, stack pointer and frame pointer, from different callers: walks that are remembered are not mistaken for
+/// each other.
+#[test]
+fn callers_that_look_alike() -> Result {
+    require!();
+    trace_exactly("lookalikes", WHOLE_PERCENT).map(drop)
+}
+
 #[test]
 fn no_leak() -> Result {
     require!();

@@ -70,6 +70,7 @@ const TARGETS: &[(&str, Recipe, &str)] = &[
     ("faults_stripped", linked("gcc", "faults.c", &["-static", "-s", "-pthread"], &[]), "faults_stripped"),
     ("FaultsJava", Recipe::Class, "FaultsJava.class"),
     ("noleak", Recipe::C, "noleak"),
+    ("lookalikes", Recipe::C, "lookalikes"),
     ("startup", Recipe::C, "startup"),
     ("puppet", Recipe::C, "puppet"),
     ("hostile", Recipe::C, "hostile"),

@@ -2,12 +2,11 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::BPF_NOEXIST,
     helpers::generated::{bpf_get_attach_cookie, bpf_get_prandom_u32, bpf_probe_read_user},
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::{debug, trace};
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr};
 use tracer_common::{
     abi::{
         CALL_BOOKED, CALL_NONE, CALL_UNSAMPLED, CallInFlight, LENS_MALLOC, LiveBlock, LiveKey, Loss,
@@ -18,26 +17,12 @@ use tracer_common::{
 };
 
 use crate::{
-    block, book,
+    block, book, in_flight,
     intern::{self, Origin},
     machine,
-    map::{self, CALLS, SETTINGS},
+    map::{self, SETTINGS},
     task::{self, Registers},
     walk::Start,
-};
-
-const EMPTY: CallInFlight = CallInFlight {
-    entry_sp: 0,
-    cookie: 0,
-    size_bytes: 0,
-    pointer: 0,
-    limit_bytes: 0,
-    return_address: 0,
-    aside: LiveBlock { size_bytes: 0, born_ns: 0, site: 0, function: 0, reserved: 0, scale: 0 },
-    active: CALL_NONE,
-    has_aside: 0,
-    until_sample_bytes: 0,
-    window: 0,
 };
 
 /// Remembers the call; for a resize, sets the old block aside.
@@ -56,13 +41,10 @@ pub fn enter(ctx: &ProbeContext) {
     let pid_tgid = task::pid_tgid();
     let tgid = task::memory_owner(pid_tgid);
     let entry_sp = regs.sp().wrapping_add(cookie.pushed_bytes());
-    let call = match CALLS.get_ptr_mut(pid_tgid) {
+    let call = match in_flight::find(pid_tgid) {
         Some(call) => call,
         None => {
-            if CALLS.insert(pid_tgid, EMPTY, u64::from(BPF_NOEXIST)).is_err() {
-                return book::tally(Loss::InFlightFull, 0);
-            }
-            let Some(call) = CALLS.get_ptr_mut(pid_tgid) else { return };
+            let Some(call) = in_flight::begin(pid_tgid) else { return book::tally(Loss::InFlightFull, 0) };
             // SAFETY: a map value that only this thread's programs touch.
             unsafe { (*call).until_sample_bytes = next_sample_bytes() };
             call
@@ -99,7 +81,9 @@ pub fn enter(ctx: &ProbeContext) {
     call.cookie = cookie.0;
     call.has_aside = 0;
     call.pointer = 0;
-    call.limit_bytes = 0;
+    // Volatile: LLVM would make a call of `memset` of this and its neighbours, which costs as much as a lookup.
+    // SAFETY: a field of the call.
+    unsafe { ptr::write_volatile(&raw mut call.limit_bytes, 0) };
     call.return_address = 0;
     call.window = window;
     if cookie.is_left_at_exit() && !returns_elsewhere {
@@ -178,7 +162,7 @@ fn user_word(address: u64) -> Option<u64> {
 pub fn leave(ctx: &RetProbeContext) {
     let regs = Registers::new(ctx.regs);
     let pid_tgid = task::pid_tgid();
-    let Some(call) = CALLS.get_ptr_mut(pid_tgid) else {
+    let Some(call) = in_flight::find(pid_tgid) else {
         return book::tally(Loss::UnmatchedReturn, 0);
     };
     // SAFETY: a map value that only this thread's programs touch.
@@ -201,7 +185,7 @@ pub fn leave(ctx: &RetProbeContext) {
 pub fn leave_at_exit(ctx: &ProbeContext) {
     let regs = Registers::new(ctx.regs);
     let pid_tgid = task::pid_tgid();
-    let Some(call) = CALLS.get_ptr_mut(pid_tgid) else { return };
+    let Some(call) = in_flight::find(pid_tgid) else { return };
     // SAFETY: a map value that only this thread's programs touch.
     let call = unsafe { &mut *call };
     let sp = regs.sp();

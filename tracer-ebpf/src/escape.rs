@@ -8,7 +8,11 @@ use tracer_common::{
     row,
 };
 
-use crate::{map::ESCAPES, scratch::Slot, walk::read_stack};
+use crate::{
+    map::ESCAPES,
+    scratch::Slot,
+    walk::{frame_pointer, read_stack},
+};
 
 /// What an escape rule says of the caller's frame.
 pub struct Escaped {
@@ -31,7 +35,7 @@ pub fn escape(state: &mut Slot, index: u32) -> Result<Escaped, StackEnd> {
     let rule = unsafe { *rule };
     let mut cfa = match rule.cfa_base & ESCAPE_BASE_MASK {
         ESCAPE_BASE_GO_SWITCH => go_switch(state, rule.cfa_offset as u32)?,
-        ESCAPE_BASE_FRAME_POINTER => state.fp.wrapping_add(rule.cfa_offset as i64 as u64),
+        ESCAPE_BASE_FRAME_POINTER => frame_pointer(state).wrapping_add(rule.cfa_offset as i64 as u64),
         _ => state.sp.wrapping_add(rule.cfa_offset as i64 as u64),
     };
     if rule.cfa_base & ESCAPE_DEREFERENCE != 0 {
@@ -44,7 +48,7 @@ pub fn escape(state: &mut Slot, index: u32) -> Result<Escaped, StackEnd> {
     cfa = cfa.wrapping_add(u64::from(rule.cfa_base >> ESCAPE_ADDED_SHIFT));
     let fp_at = match rule.fp_rule {
         ESCAPE_FP_AT_CFA => cfa.wrapping_add(rule.fp_offset as i64 as u64),
-        ESCAPE_FP_AT_FP => state.fp.wrapping_add(rule.fp_offset as i64 as u64),
+        ESCAPE_FP_AT_FP => frame_pointer(state).wrapping_add(rule.fp_offset as i64 as u64),
         _ => 0,
     };
     Ok(Escaped { cfa, fp_at, is_other_stack: rule.cfa_base & ESCAPE_OTHER_STACK != 0 })

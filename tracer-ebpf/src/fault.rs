@@ -18,9 +18,9 @@ use tracer_common::abi::{
 };
 
 use crate::{
-    atomic, book,
+    atomic, book, in_flight,
     intern::{self, Origin},
-    map::{CALLS, EVENTS, FAULT_STATE, FAULTS, PROCESSES, SETTINGS},
+    map::{EVENTS, FAULT_STATE, FAULTS, PROCESSES, SETTINGS},
     scratch,
     syscall::{self, Caller},
     task::{self, Registers, system_call},
@@ -107,7 +107,7 @@ fn fault(ctx: &RawTracePointContext, (pid_tgid, tgid): (u64, u32), (leaf, flags)
 #[inline(always)]
 fn locate<C: aya_ebpf::EbpfContext>(ctx: &C, (pid_tgid, tgid): (u64, u32), start: Start, bytes: u64) -> u32 {
     let mut call_sp = 0;
-    if let Some(call) = CALLS.get_ptr(pid_tgid) {
+    if let Some(call) = in_flight::find(pid_tgid) {
         // SAFETY: a map value that only this thread's programs write.
         let (active, entry_sp) = unsafe { ((*call).active, (*call).entry_sp) };
         if active != 0 && start.sp < entry_sp {

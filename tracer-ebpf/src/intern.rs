@@ -7,14 +7,15 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use tracer_common::abi::{
-    EVENT_REFRESH, EVENT_STACK, EventHeader, Loss, MAX_FRAMES, SITE_LOST, SiteKey, StackEnd, StackEvent,
+    EVENT_REFRESH, EVENT_STACK, EventHeader, LENS_MALLOC, Loss, MAX_FRAMES, SITE_LOST, SiteKey, StackEnd,
+    StackEvent,
 };
 
 use crate::{
     atomic, book, machine,
     map::{EVENTS, PROCESSES, SETTINGS, SITE_COUNT, SITE_KEYS},
     scratch::{self, Slot},
-    syscall,
+    syscall, trail,
     walk::{self, Start},
 };
 
@@ -40,6 +41,12 @@ pub fn site_of_stack<C: EbpfContext>(
 ) -> u32 {
     let Some(index) = scratch::claim(pid_tgid) else { return SITE_LOST };
     let Some(slot) = crate::map::SLOTS.get_ptr_mut(index) else { return SITE_LOST };
+    let trail =
+        if origin.lens == LENS_MALLOC { trail::begin(index, start, tgid, origin.origin) } else { None };
+    if let Some(site) = trail.as_ref().and_then(trail::follow) {
+        scratch::release(slot);
+        return site;
+    }
     walk::walk(slot, index, tgid, start);
     // SAFETY: a map value that this program has claimed.
     let state = unsafe { &mut *slot };
@@ -61,8 +68,23 @@ pub fn site_of_stack<C: EbpfContext>(
     state.event.origin = origin.origin;
     state.hash = walk::mix(state.hash, u64::from(origin.lens) << 32 | u64::from(origin.origin));
     let site = intern(state, tgid, size_bytes);
+    if let Some(trail) = &trail
+        && site != SITE_LOST
+        && is_settled(state.event.end)
+    {
+        trail::keep(trail, state, site);
+    }
     scratch::release(slot);
     site
+}
+
+/// Whether a stack that ends so ends so again: not where memory could not be read, or where user space is asked to look.
+#[inline(always)]
+const fn is_settled(end: u32) -> bool {
+    end != StackEnd::ReadFault as u32
+        && end != StackEnd::NoMapping as u32
+        && end != StackEnd::NoProcess as u32
+        && end != StackEnd::ForeignReturnProbe as u32
 }
 
 #[inline(always)]

@@ -10,8 +10,8 @@ use aya_log_ebpf::info;
 use tracer_common::abi::{EVENT_EXEC, EVENT_FORK, EventHeader, FORK_EXECUTED, Loss, Process};
 
 use crate::{
-    atomic, book,
-    map::{CALLS, EVENTS, EXECS, OWNERS, PROCESSES, SETTINGS, SHARER_COUNT},
+    atomic, book, in_flight,
+    map::{EVENTS, EXECS, OWNERS, PROCESSES, SET_VERSIONS, SETTINGS, SHARER_COUNT},
     syscall, task,
 };
 
@@ -58,6 +58,7 @@ pub fn new_task(ctx: &TracePointContext) {
     // SAFETY: a map value.
     let process = unsafe { &*process };
     let _ = PROCESSES.insert(child, process, u64::from(BPF_ANY));
+    sets_changed();
     announce(child, u64::from(process.epoch) << 32 | u64::from(parent));
 }
 
@@ -65,7 +66,7 @@ pub fn new_task(ctx: &TracePointContext) {
 #[inline(always)]
 pub fn thread_exit() {
     let pid_tgid = task::pid_tgid();
-    let _ = CALLS.remove(pid_tgid);
+    in_flight::forget(pid_tgid);
     syscall::thread_exit();
     let tgid = task::tgid_of(pid_tgid);
     if pid_tgid as u32 == tgid {
@@ -80,16 +81,17 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     let tgid = task::tgid_of(pid_tgid);
     let owner = task::memory_owner(pid_tgid);
     if owner != tgid {
-        let _ = CALLS.remove(pid_tgid);
+        in_flight::forget(pid_tgid);
         forget_owner(tgid, Loss::SharerExecuted);
         if SETTINGS.load().follow != 0 && PROCESSES.get_ptr(owner).is_some() {
             let _ = PROCESSES.insert(tgid, &Process::EMPTY, u64::from(BPF_ANY));
+            sets_changed();
             announce(tgid, FORK_EXECUTED | u64::from(owner));
         }
         return;
     }
     let Some(process) = PROCESSES.get_ptr_mut(tgid) else { return };
-    let _ = CALLS.remove(pid_tgid);
+    in_flight::forget(pid_tgid);
     let now_ns = book::now_ns();
     let _ = EXECS.insert(tgid, now_ns, u64::from(BPF_ANY));
     // Until user space has read the new mappings, stacks end at once rather than follow the old tables. The other
@@ -101,6 +103,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
         (*process).refresh = 0;
         (*process).epoch += 1;
     }
+    sets_changed();
     info!(ctx, "process {} executes a new program", tgid);
     if EVENTS
         .output::<EventHeader>(
@@ -110,6 +113,15 @@ pub fn process_exec(ctx: &RawTracePointContext) {
         .is_err()
     {
         book::tally(Loss::EventRingFull, 0);
+    }
+}
+
+/// Walks that were made before are not to be trusted any more.
+#[inline(always)]
+fn sets_changed() {
+    if let Some(version) = SET_VERSIONS.get_ptr_mut(1) {
+        // SAFETY: a map value.
+        unsafe { atomic::add(version, 1) };
     }
 }
 

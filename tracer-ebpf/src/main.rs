@@ -14,6 +14,7 @@ mod call;
 #[cfg(bpf_target_arch = "x86_64")]
 mod escape;
 mod fault;
+mod in_flight;
 mod intern;
 mod lifecycle;
 mod machine;
@@ -22,6 +23,7 @@ mod release;
 mod scratch;
 mod syscall;
 mod task;
+mod trail;
 #[cfg(bpf_target_arch = "x86_64")]
 mod validate;
 mod walk;

@@ -8,19 +8,24 @@ use aya_ebpf::{
 };
 use tracer_common::{
     abi::{
-        Bucket, CallInFlight, EscapeRule, FAULT_STATES, LiveBlock, LiveKey, Loss, MappingChunk, PageChunk, PageFault,
-        PageKey, Process, RowChunk, SLOTS_PER_CPU, Settings, SiteCounters, SiteKey, SiteLifetimes, Tally,
+        Bucket, CallInFlight, CallPlace, EscapeRule, FAULT_STATES, LiveBlock, LiveKey, Loss, MappingChunk,
+        PageChunk, PageFault, PageKey, Process, RowChunk, SLOTS_PER_CPU, Settings, SiteCounters, SiteKey,
+        SiteLifetimes, TRAILS_PER_CPU, Tally,
     },
     sampling::SCALE_ONE,
 };
 
-use crate::scratch::Slot;
+use crate::{scratch::Slot, trail::Trail};
 
 /// Written by the loader before load.
 #[unsafe(no_mangle)]
 pub static SETTINGS: Global<Settings> = Global::new(Settings::DEFAULT);
 
-/// `pid_tgid` → the outermost allocator call of the thread. Full: [`Loss::InFlightFull`].
+/// The outermost allocator call of each thread, by the last bits of its tid. Taken: [`CALLS`].
+#[map]
+pub static CALL_PLACES: Array<CallPlace> = Array::with_max_entries(1, 0);
+
+/// The same by `pid_tgid`, of threads whose place was taken. Full: [`Loss::InFlightFull`].
 #[map]
 pub static CALLS: HashMap<u64, CallInFlight> = HashMap::with_max_entries(16_384, 0);
 
@@ -134,6 +139,14 @@ pub static ESCAPES: Array<EscapeRule> = Array::with_max_entries(8192, 0);
 /// Scratch space of running programs. All taken: [`Loss::NoScratchSlot`].
 #[map]
 pub static SLOTS: PerCpuArray<Slot> = PerCpuArray::with_max_entries(SLOTS_PER_CPU, 0);
+
+/// Walks that are remembered, [`TRAILS_PER_CPU`] of each CPU. Full: another one is forgotten.
+#[map]
+pub static TRAILS: Array<Trail> = Array::with_max_entries(TRAILS_PER_CPU, 0);
+
+/// How often mapping sets were changed, after they were: element 0 by user space, element 1 by programs.
+#[map]
+pub static SET_VERSIONS: Array<u64> = Array::with_max_entries(2, 0);
 
 /// Samples of the validate mode; the loader makes it small when that is not used.
 #[map]

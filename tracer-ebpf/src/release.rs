@@ -4,8 +4,8 @@ use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_attach_cookie, prog
 use tracer_common::{abi::LiveKey, cookie::Cookie};
 
 use crate::{
-    block, book,
-    map::{self, CALLS, SETTINGS},
+    block, book, in_flight,
+    map::{self, SETTINGS},
     task::{self, Registers},
 };
 
@@ -29,7 +29,7 @@ pub fn enter(ctx: &ProbeContext) {
         None => {
             // Inside of an allocator call it is the allocator's own block, or one that is set aside.
             // SAFETY: a map value.
-            if !CALLS.get_ptr(pid_tgid).is_some_and(|call| unsafe { (*call).active } != 0) {
+            if !in_flight::find(pid_tgid).is_some_and(|call| unsafe { (*call).active } != 0) {
                 book::unknown_release();
             }
         }

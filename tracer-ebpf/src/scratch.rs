@@ -1,8 +1,10 @@
 //! Scratch slots: a program claims one of its CPU's slots for the time of a stack walk.
 
-use tracer_common::abi::{Loss, RULE_CACHE_ENTRIES, RuleCacheEntry, SLOTS_PER_CPU, StackEvent, WINDOW_BYTES};
+use tracer_common::abi::{
+    Loss, RULE_CACHE_ENTRIES, RuleCacheEntry, SLOTS_PER_CPU, StackEvent, TRAIL_WORDS, WINDOW_BYTES,
+};
 
-use crate::{atomic, book, map::SLOTS};
+use crate::{atomic, book, map::SLOTS, trail::Word};
 
 /// State of one stack walk. The stack is built up in the form in which it is sent.
 #[repr(C)]
@@ -25,6 +27,12 @@ pub struct Slot {
     pub leaf: u32,
     /// 1 after a read that failed.
     pub fault: u32,
+    /// Words that the walk has read, also beyond the room for them.
+    pub word_count: u32,
+    /// 1: the walk depends on the frame pointer that it began with.
+    pub uses_start_fp: u32,
+    /// Where the frame pointer was loaded from, until the walk uses it.
+    pub fp_from: u64,
     /// The link register, if it holds the return address of the current frame; else 0.
     #[cfg(bpf_target_arch = "aarch64")]
     pub link: u64,
@@ -34,6 +42,8 @@ pub struct Slot {
     pub event: StackEvent,
     /// A piece of the user stack.
     pub window: [u64; WINDOW_BYTES / 8],
+    /// Words that the walk has read, as far as there is room.
+    pub words: [Word; TRAIL_WORDS],
     /// pc → rule. Lossy on purpose.
     pub cache: [RuleCacheEntry; RULE_CACHE_ENTRIES],
 }

@@ -20,9 +20,9 @@ use tracer_common::{
 };
 
 use crate::{
-    book,
+    book, in_flight,
     intern::{self, Origin},
-    map::{CALLS, EVENTS, PROCESSES},
+    map::{EVENTS, PROCESSES},
     task::{self, Registers, system_call},
 };
 
@@ -74,7 +74,7 @@ impl Caller {
     fn locate(&self, ctx: &TracePointContext, event: &mut MappingEvent, origin: MappingOrigin, bytes: u64) {
         let mut origin = origin;
         let mut call_sp = 0;
-        if let Some(call) = CALLS.get_ptr(self.pid_tgid) {
+        if let Some(call) = in_flight::find(self.pid_tgid) {
             // SAFETY: a map value that only this thread's programs write.
             let (active, entry_sp, cookie) = unsafe { ((*call).active, (*call).entry_sp, (*call).cookie) };
             // A call that was left without a return is still active, but not above us.

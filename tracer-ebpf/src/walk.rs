@@ -11,19 +11,25 @@ use tracer_common::{
     abi::{
         CHUNK_MAPPINGS, MAPPING_FILE, MAPPING_FRAME_POINTER, MAPPING_RETURN_PROBE, MAPPING_TRAMPOLINE,
         MAX_FRAMES, Mapping, PAGE_SHIFT, PAGES_PER_CHUNK, PROCESS_CHUNKS, ROWS_PER_CHUNK, RULE_CACHE_ENTRIES,
-        RuleCacheEntry, SLOTS_PER_CPU, StackEnd, WINDOW_BYTES,
+        RuleCacheEntry, SLOTS_PER_CPU, StackEnd, TRAIL_WORDS, WINDOW_BYTES,
     },
     row,
 };
 
 use crate::{
-    machine::step,
+    machine::{self, step},
     map::{MAPPINGS, PAGES, PROCESSES, ROWS, SLOTS},
     scratch::{NO_WINDOW, Slot},
+    trail::Word,
 };
 
 /// A failed lookup is `FAILED | StackEnd`; rules have 22 bits.
 const FAILED: u32 = 1 << 31;
+/// `fp_from`: the frame pointer is that of the start.
+const FP_AT_START: u64 = 0;
+/// `fp_from`: the walk has used the frame pointer.
+#[cfg(bpf_target_arch = "x86_64")]
+const FP_NOTED: u64 = 1;
 const HASH_SEED: u64 = 0xcbf2_9ce4_8422_2325;
 const HASH_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -59,6 +65,9 @@ pub fn walk(slot: *mut Slot, index: u32, tgid: u32, start: Start) {
         state.link = start.link;
     }
     state.window_start = NO_WINDOW;
+    state.word_count = 0;
+    state.fp_from = FP_AT_START;
+    state.uses_start_fp = u32::from(!machine::TRACKS_FRAME_POINTER);
     state.event.frame_count = 0;
     state.event.end = StackEnd::Truncated as u32;
     state.generation = 0;
@@ -112,9 +121,49 @@ extern "C" fn step_two(tgid: u32, index: u32) -> u32 {
     }
 }
 
-/// One 8-byte word of the user stack, through the window; sets `fault` when it cannot be read.
+/// One 8-byte word of the user stack, through the window, noted for the trail; sets `fault` when it cannot be read.
 #[inline(always)]
 pub fn read_stack(state: &mut Slot, address: u64) -> u64 {
+    let value = peek(state, address);
+    note(state, address, value);
+    value
+}
+
+#[inline(always)]
+fn note(state: &mut Slot, address: u64, value: u64) {
+    let at = state.word_count as usize;
+    if at < TRAIL_WORDS {
+        // SAFETY: in bounds; the mask tells the verifier so.
+        unsafe { *state.words.as_mut_ptr().add(at & (TRAIL_WORDS - 1)) = Word { address, value } };
+    }
+    state.word_count = at as u32 + 1;
+}
+
+/// Loads what may be the caller's frame pointer. Most functions use that register for anything, so it is noted when the
+/// walk uses it only.
+#[inline(always)]
+#[cfg(bpf_target_arch = "x86_64")]
+pub fn load_frame_pointer(state: &mut Slot, address: u64) {
+    state.fp = peek(state, address);
+    state.fp_from = address;
+}
+
+/// The frame pointer, to go on from.
+#[inline(always)]
+#[cfg(bpf_target_arch = "x86_64")]
+pub fn frame_pointer(state: &mut Slot) -> u64 {
+    match state.fp_from {
+        FP_AT_START => state.uses_start_fp = 1,
+        FP_NOTED => {}
+        address => note(state, address, state.fp),
+    }
+    state.fp_from = FP_NOTED;
+    state.fp
+}
+
+/// The same as [`read_stack`], not noted.
+#[inline(always)]
+pub fn peek(state: &mut Slot, address: u64) -> u64 {
     let distance = address.wrapping_sub(state.window_start);
     if distance < WINDOW_BYTES as u64 {
         // SAFETY: the mask keeps the index inside of the window.

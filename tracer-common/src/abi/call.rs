@@ -72,6 +72,22 @@ pub struct CallInFlight {
 }
 layout!(CallInFlight, 96, [entry_sp: u64, cookie: u64, size_bytes: u64, pointer: u64, limit_bytes: u64, return_address: u64, aside: LiveBlock, active: u32, has_aside: u32, until_sample_bytes: u64, window: u64]);
 
+/// A place for the calls of one thread: that of its tid, if no other one has it. The others' are in a hash map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallPlace {
+    /// `pid_tgid` of the thread; 0: nobody's.
+    pub owner: u64,
+    /// Its call.
+    pub call: CallInFlight,
+}
+layout!(CallPlace, 104, [owner: u64, call: CallInFlight]);
+
+/// Places for calls where `threads` threads are provided for. Few are provided for to the thread, by the hash map alone.
+pub const fn call_places(threads: u32) -> u32 {
+    if threads < 4096 { 0 } else { 8192 }
+}
+
 /// A window: a time in which allocations are seen, or are not. `number` tells one from the next, `scale` is what blocks that are
 /// born in it stand for, in sixteenths; 0: allocations are not booked.
 #[inline(always)]

@@ -16,7 +16,8 @@ mod site;
 
 pub use bucket::{BUCKET_PLACES, Bucket, PLACE_EMPTY, PLACE_WRITTEN, Place, TableSize, bucket_of};
 pub use call::{
-    CALL_BOOKED, CALL_NONE, CALL_UNSAMPLED, CallInFlight, LiveBlock, LiveKey, scale_of_window, window,
+    CALL_BOOKED, CALL_NONE, CALL_UNSAMPLED, CallInFlight, CallPlace, LiveBlock, LiveKey, call_places,
+    scale_of_window, window,
 };
 pub use end::StackEnd;
 pub use event::{
@@ -53,6 +54,12 @@ pub const MAX_FRAMES: usize = 256;
 /// Scratch slots per CPU. Uprobe programs are preemptible since kernel 6.0, so several can be at
 /// work on one CPU at the same time.
 pub const SLOTS_PER_CPU: u32 = 8;
+
+/// Walks that are remembered for each CPU, a power of two.
+pub const TRAILS_PER_CPU: u32 = 64;
+
+/// Words that a walk may read to be remembered, a power of two.
+pub const TRAIL_WORDS: usize = 128;
 
 /// Bytes of user stack fetched by one read while unwinding.
 pub const WINDOW_BYTES: usize = 512;

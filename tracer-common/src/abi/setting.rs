@@ -28,8 +28,12 @@ pub struct Settings {
     pub has_windows: u32,
     /// Buckets of the table of live blocks ([`super::Bucket`]); 0: it is not used.
     pub buckets: u32,
+    /// Entries of the array of calls in flight, a power of two; 0: it is not used.
+    pub call_places: u32,
+    /// Zero.
+    pub padding: u32,
 }
-layout!(Settings, 56, [min_size_bytes: u64, max_size_bytes: u64, max_sites: u32, reserved: u32, follow: u32, clone_flags_offset: u32, fault_capacity: u32, sharers_unseen: u32, sample_bytes: u64, has_windows: u32, buckets: u32]);
+layout!(Settings, 64, [min_size_bytes: u64, max_size_bytes: u64, max_sites: u32, reserved: u32, follow: u32, clone_flags_offset: u32, fault_capacity: u32, sharers_unseen: u32, sample_bytes: u64, has_windows: u32, buckets: u32, call_places: u32, padding: u32]);
 
 impl Settings {
     /// Books every size, follows nobody.
@@ -45,6 +49,8 @@ impl Settings {
         sample_bytes: 0,
         has_windows: 0,
         buckets: 0,
+        call_places: 0,
+        padding: 0,
     };
 
     /// Whether counters are estimates: weights are added, and counts have [`crate::sampling::COUNT_FRACTION_BITS`].

@@ -13,7 +13,7 @@ use super::code::{Callee, Code};
 use crate::model::Machine;
 
 /// Most instructions that are looked at in one function and what it jumps to.
-const MAX_INSTRUCTIONS: usize = 4096;
+pub(super) const MAX_INSTRUCTIONS: usize = 4096;
 
 /// A function that is called, and its address if it is of the same object.
 pub type Called = (&'static Function, Option<u64>);
@@ -26,7 +26,7 @@ pub fn forwards_to(code: &Code<'_>, address: u64, shape: Shape, may_differ: bool
     if code.machine() == Machine::Aarch64 {
         return super::aarch64::calls::forwards_to(code, address, shape, may_differ);
     }
-    if may_differ { Walk::new(code, shape).run(address) } else { jumps_to(code, address, shape) }
+    if may_differ { Walk::new(code, shape).run(address, follow) } else { jumps_to(code, address, shape) }
 }
 
 fn jumps_to(code: &Code<'_>, address: u64, shape: Shape) -> Option<Called> {
@@ -43,7 +43,7 @@ fn jumps_to(code: &Code<'_>, address: u64, shape: Shape) -> Option<Called> {
 }
 
 /// Whether a call of `callee` does all that a function of shape `caller` is probed for.
-pub(super) fn serves(caller: Shape, callee: Shape) -> bool {
+fn serves(caller: Shape, callee: Shape) -> bool {
     use Shape::{
         AlignedOut, Allocate, AllocateArray, Release, Resize, ResizeArray, ResizeInPlace, ResizeOrFree,
     };
@@ -59,93 +59,34 @@ pub(super) fn serves(caller: Shape, callee: Shape) -> bool {
 }
 
 /// A walk over all ways through a function. Each must come to a call that serves, or never return.
-struct Walk<'c, 'd> {
-    code: &'c Code<'d>,
-    shape: Shape,
-    seen: HashSet<u64>,
-    open: Vec<u64>,
+pub(super) struct Walk<'c, 'd> {
+    pub(super) code: &'c Code<'d>,
+    pub(super) shape: Shape,
+    pub(super) seen: HashSet<u64>,
+    pub(super) open: Vec<u64>,
     found: Option<Called>,
 }
 
 impl<'c, 'd> Walk<'c, 'd> {
-    fn new(code: &'c Code<'d>, shape: Shape) -> Self {
+    pub(super) fn new(code: &'c Code<'d>, shape: Shape) -> Self {
         Self { code, shape, seen: HashSet::new(), open: Vec::new(), found: None }
     }
 
-    fn run(mut self, start: u64) -> Option<Called> {
+    /// Follows each way by `follow`, which is told whether it is at the front of the function.
+    pub(super) fn run(
+        mut self,
+        start: u64,
+        follow: impl Fn(&mut Self, u64, bool) -> Option<()>,
+    ) -> Option<Called> {
         self.open.push(start);
         while let Some(address) = self.open.pop() {
-            self.follow(address, address == start)?;
+            follow(&mut self, address, address == start)?;
         }
         self.found
     }
 
-    /// One way, up to its end or its next fork. `None`: it leads around.
-    fn follow(&mut self, mut address: u64, is_front: bool) -> Option<()> {
-        let mut tested = false;
-        let mut info = InstructionInfoFactory::new();
-        let extent = self.code.extent(address);
-        while self.seen.insert(address) {
-            if self.seen.len() > MAX_INSTRUCTIONS {
-                return None;
-            }
-            let instruction = self.code.instruction(address)?;
-            let next = instruction.next_ip();
-            // A way on which the pointer changes counts as a way around.
-            if !self.shape.returns_block() && writes_first_argument(&instruction, &mut info) {
-                return None;
-            }
-            match instruction.flow_control() {
-                FlowControl::Next => {
-                    tested = is_front && is_null_test(&instruction);
-                    address = next;
-                    continue;
-                }
-                FlowControl::Call | FlowControl::IndirectCall => {
-                    let destination = self.code.destination(&instruction);
-                    // Behind a call that is the last instruction of its function there is nothing.
-                    let is_last = extent.as_ref().is_some_and(|extent| !extent.contains(&next));
-                    if destination.is_some_and(|callee| self.ends_well(callee)) || is_last {
-                        return Some(());
-                    }
-                    // What is called may change the register.
-                    if !self.shape.returns_block() {
-                        return None;
-                    }
-                    address = next;
-                }
-                FlowControl::UnconditionalBranch | FlowControl::IndirectBranch => {
-                    match self.code.destination(&instruction)? {
-                        callee if self.ends_well(callee) => return Some(()),
-                        Callee::Inside(target) => address = target,
-                        _ => return None,
-                    }
-                }
-                FlowControl::ConditionalBranch => {
-                    let target = instruction.near_branch_target();
-                    // Nothing is released where the pointer is null: that way need not be followed.
-                    match (tested && !self.shape.returns_block(), instruction.mnemonic()) {
-                        (true, Mnemonic::Je) => address = next,
-                        (true, Mnemonic::Jne) => address = target,
-                        _ => {
-                            match self.code.callee(target) {
-                                callee if self.ends_well(callee) => {}
-                                Callee::Inside(target) => self.open.push(target),
-                                _ => return None,
-                            }
-                            address = next;
-                        }
-                    }
-                }
-                _ => return None,
-            }
-            tested = false;
-        }
-        Some(())
-    }
-
     /// Whether a way may end with a call or jump to this.
-    fn ends_well(&mut self, callee: Callee) -> bool {
+    pub(super) fn ends_well(&mut self, callee: Callee) -> bool {
         match callee {
             Callee::Table(function, address) if serves(self.shape, function.shape) => {
                 self.found = self.found.or(Some((function, address)));
@@ -154,6 +95,70 @@ impl<'c, 'd> Walk<'c, 'd> {
             callee => callee == Callee::NeverReturns,
         }
     }
+}
+
+/// One way, up to its end or its next fork. `None`: it leads around.
+fn follow(walk: &mut Walk<'_, '_>, mut address: u64, is_front: bool) -> Option<()> {
+    let mut tested = false;
+    let mut info = InstructionInfoFactory::new();
+    let extent = walk.code.extent(address);
+    while walk.seen.insert(address) {
+        if walk.seen.len() > MAX_INSTRUCTIONS {
+            return None;
+        }
+        let instruction = walk.code.instruction(address)?;
+        let next = instruction.next_ip();
+        // A way on which the pointer changes counts as a way around.
+        if !walk.shape.returns_block() && writes_first_argument(&instruction, &mut info) {
+            return None;
+        }
+        match instruction.flow_control() {
+            FlowControl::Next => {
+                tested = is_front && is_null_test(&instruction);
+                address = next;
+                continue;
+            }
+            FlowControl::Call | FlowControl::IndirectCall => {
+                let destination = walk.code.destination(&instruction);
+                // Behind a call that is the last instruction of its function there is nothing.
+                let is_last = extent.as_ref().is_some_and(|extent| !extent.contains(&next));
+                if destination.is_some_and(|callee| walk.ends_well(callee)) || is_last {
+                    return Some(());
+                }
+                // What is called may change the register.
+                if !walk.shape.returns_block() {
+                    return None;
+                }
+                address = next;
+            }
+            FlowControl::UnconditionalBranch | FlowControl::IndirectBranch => {
+                match walk.code.destination(&instruction)? {
+                    callee if walk.ends_well(callee) => return Some(()),
+                    Callee::Inside(target) => address = target,
+                    _ => return None,
+                }
+            }
+            FlowControl::ConditionalBranch => {
+                let target = instruction.near_branch_target();
+                // Nothing is released where the pointer is null: that way need not be followed.
+                match (tested && !walk.shape.returns_block(), instruction.mnemonic()) {
+                    (true, Mnemonic::Je) => address = next,
+                    (true, Mnemonic::Jne) => address = target,
+                    _ => {
+                        match walk.code.callee(target) {
+                            callee if walk.ends_well(callee) => {}
+                            Callee::Inside(target) => walk.open.push(target),
+                            _ => return None,
+                        }
+                        address = next;
+                    }
+                }
+            }
+            _ => return None,
+        }
+        tested = false;
+    }
+    Some(())
 }
 
 /// Whether an instruction changes the register of the first argument.

@@ -227,7 +227,7 @@ impl CodeStore {
         for (index, chunk) in set.chunks() {
             programs.mappings.set(index, Abi(*chunk), 0).map_err(failed("MAPPINGS"))?;
         }
-        programs.processes.insert(tgid.get(), Abi(*set.process()), 0).map_err(failed("PROCESSES"))?;
+        programs.set_process(tgid.get(), set.process())?;
         Ok(Some(set.into_chunks()))
     }
 

@@ -226,7 +226,7 @@ impl Session {
         let is_over = self.roster.len() >= self.options.max_processes as usize;
         let (Some(parent), true, false) = (parent, self.options.follow, is_over) else {
             self.losses.unfollowed += u64::from(is_over && self.options.follow);
-            self.forget(tgid);
+            self.forget(tgid)?;
             return Ok(false);
         };
         let parent_row = parent.id;
@@ -239,7 +239,7 @@ impl Session {
         });
         let Ok(process) = examined else {
             self.losses.short_lived += 1;
-            self.forget(tgid);
+            self.forget(tgid)?;
             return Ok(false);
         };
         let id = self.roster.next_row();
@@ -345,7 +345,7 @@ impl Session {
                 // Closing a probe takes the kernel some tenths of a second: not on this thread.
                 self.retired_links.push(std::thread::spawn(move || drop(links)));
                 self.ends.exited(tgid, monotonic_ns());
-                self.forget(tgid);
+                self.forget(tgid)?;
                 self.write_end(row, ProcessEnd::Exited)?;
                 log::info!("process {tgid} has exited");
             }
@@ -363,9 +363,9 @@ impl Session {
     }
 
     /// Takes a process out of the kernel's maps.
-    fn forget(&mut self, tgid: u32) {
+    fn forget(&mut self, tgid: u32) -> Result<(), RecordError> {
         // What is not there need not be removed.
-        let _ = self.programs.processes.remove(&tgid);
         let _ = self.programs.execs.remove(&tgid);
+        self.programs.remove_process(tgid)
     }
 }

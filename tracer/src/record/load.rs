@@ -9,8 +9,8 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use tracer_common::abi::{
-    EscapeRule, Loss, MappingChunk, PageChunk, Process, RowChunk, Settings, SiteCounters, SiteLifetimes,
-    TableSize, Tally,
+    self, EscapeRule, Loss, MappingChunk, PageChunk, Process, RowChunk, Settings, SiteCounters,
+    SiteLifetimes, TRAILS_PER_CPU, TableSize, Tally,
 };
 
 use super::{
@@ -171,7 +171,10 @@ pub struct Programs {
     /// Time of the last exec by process.
     pub execs: HashMap<MapData, u32, u64>,
     /// Mapping sets.
-    pub processes: HashMap<MapData, u32, Abi<Process>>,
+    processes: HashMap<MapData, u32, Abi<Process>>,
+    /// How often they were changed, here in element 0.
+    set_versions: Array<MapData, u64>,
+    set_version: u64,
     /// Mapping chunks.
     pub mappings: Array<MapData, Abi<MappingChunk>>,
     /// Page index.
@@ -234,6 +237,8 @@ impl Programs {
             validations: typed(&mut bpf, "VALIDATIONS")?,
             execs: typed(&mut bpf, "EXECS")?,
             processes: typed(&mut bpf, "PROCESSES")?,
+            set_versions: typed(&mut bpf, "SET_VERSIONS")?,
+            set_version: 0,
             mappings: typed(&mut bpf, "MAPPINGS")?,
             pages: typed(&mut bpf, "PAGES")?,
             rows: typed(&mut bpf, "ROWS")?,
@@ -291,6 +296,33 @@ impl Programs {
     pub fn stop(&mut self) -> Result<(), RecordError> {
         let failed = |source| RecordError::Map { operation: "write", map: "STOPPED", source };
         self.stopped.set(0, 1, 0).map_err(failed)
+    }
+
+    /// Gives a process another mapping set.
+    ///
+    /// # Errors
+    /// [`RecordError::Map`].
+    pub fn set_process(&mut self, tgid: u32, process: &Process) -> Result<(), RecordError> {
+        let failed = |source| RecordError::Map { operation: "write", map: "PROCESSES", source };
+        self.processes.insert(tgid, Abi(*process), 0).map_err(failed)?;
+        self.sets_changed()
+    }
+
+    /// Takes a process out, if it is there.
+    ///
+    /// # Errors
+    /// [`RecordError::Map`].
+    pub fn remove_process(&mut self, tgid: u32) -> Result<(), RecordError> {
+        // What is not there need not be removed.
+        let _ = self.processes.remove(&tgid);
+        self.sets_changed()
+    }
+
+    /// Walks that were made before, and are remembered, are not to be trusted any more.
+    fn sets_changed(&mut self) -> Result<(), RecordError> {
+        self.set_version += 1;
+        let failed = |source| RecordError::Map { operation: "write", map: "SET_VERSIONS", source };
+        self.set_versions.set(0, self.set_version, 0).map_err(failed)
     }
 
     /// Says which window is now ([`tracer_common::abi::window`]).
@@ -375,6 +407,7 @@ impl Programs {
 pub(super) fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
     let fault_capacity = options.limits.max_fault_pages.clamp(1, super::fault::MAX_PENDING);
     let size = TableSize::for_blocks(options.limits.max_live_blocks);
+    let call_places = abi::call_places(options.limits.max_threads);
     let settings = Abi(Settings {
         min_size_bytes: options.min_size_bytes,
         max_size_bytes: options.max_size_bytes,
@@ -387,7 +420,12 @@ pub(super) fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
         sample_bytes: options.weighing.sample_bytes,
         has_windows: u32::from(options.weighing.has_windows),
         buckets: size.buckets,
+        call_places,
+        padding: 0,
     });
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(_, source)| RecordError::System { operation: "read the number of CPUs", source })?;
+    let trails = u32::try_from(cpus).unwrap_or(u32::MAX).saturating_mul(TRAILS_PER_CPU);
     let level = options.bpf_log.map_or(0, |level| level as u8);
     EbpfLoader::new()
         .verifier_log_level(VerifierLogLevel::STATS)
@@ -396,10 +434,12 @@ pub(super) fn load_object(options: &LoadOptions) -> Result<Ebpf, RecordError> {
         .map_max_entries("BUCKETS", size.buckets.max(1))
         .map_max_entries("SPILLED", size.spilled)
         .map_max_entries("FAULTS", fault_capacity)
+        .map_max_entries("CALL_PLACES", call_places.max(1))
         .map_max_entries("CALLS", options.limits.max_threads)
         .map_max_entries("SITE_KEYS", options.limits.max_sites)
         .map_max_entries("SITES", options.limits.max_sites)
         .map_max_entries("LIFETIMES", options.limits.max_sites)
+        .map_max_entries("TRAILS", trails)
         .map_max_entries("EVENTS", options.limits.stack_ring_bytes)
         .map_max_entries("PAGES", options.tables.page_chunks)
         .map_max_entries("ROWS", options.tables.row_chunks)

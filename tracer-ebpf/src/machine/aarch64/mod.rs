@@ -27,6 +27,9 @@ pub fn strip(address: u64) -> u64 {
     address & ADDRESS_MASK
 }
 
+/// Whether a walk knows which frame pointers it has used: here it uses every one, mostly.
+pub const TRACKS_FRAME_POINTER: bool = false;
+
 /// Numbers of system calls, include/uapi/asm-generic/unistd.h.
 pub mod system_call {
     /// `shmat`.

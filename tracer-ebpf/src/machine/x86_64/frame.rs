@@ -8,7 +8,7 @@ use tracer_common::{
 use crate::{
     escape::escape,
     scratch::Slot,
-    walk::{cached_rule, mix, read_stack},
+    walk::{cached_rule, frame_pointer, load_frame_pointer, mix, read_stack},
 };
 
 /// Stores the current frame; afterwards `state` is that of its caller.
@@ -30,7 +30,7 @@ pub fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
     let (mut fp_at, mut floor) = (0, sp);
     let cfa = match kind {
         row::KIND_SP | row::KIND_FP => {
-            let base = if kind == row::KIND_SP { sp } else { state.fp };
+            let base = if kind == row::KIND_SP { sp } else { frame_pointer(state) };
             let cfa = base.wrapping_add(u64::from(row::cfa_field(rule)) * 8);
             if row::slot(rule) != 0 {
                 fp_at = cfa.wrapping_sub(u64::from(row::slot(rule)) * 8);
@@ -38,11 +38,12 @@ pub fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
             cfa
         }
         row::KIND_FRAME_POINTER => {
-            if state.fp == 0 {
+            let fp = frame_pointer(state);
+            if fp == 0 {
                 return Err(StackEnd::FramePointerZero);
             }
-            fp_at = state.fp;
-            state.fp.wrapping_add(16)
+            fp_at = fp;
+            fp.wrapping_add(16)
         }
         row::KIND_TRAMPOLINE => sp.wrapping_add(16),
         row::KIND_END => {
@@ -74,7 +75,7 @@ pub fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
     state.fault = 0;
     // The lower address first: one window then serves both.
     if fp_at != 0 {
-        state.fp = read_stack(state, fp_at);
+        load_frame_pointer(state, fp_at);
     }
     state.pc = read_stack(state, cfa.wrapping_sub(8));
     if state.fault != 0 {
@@ -93,7 +94,7 @@ pub fn step(state: &mut Slot, tgid: u32) -> Result<(), StackEnd> {
 fn step_signal(state: &mut Slot) -> Result<(), StackEnd> {
     let registers = state.sp.wrapping_add(40);
     state.fault = 0;
-    let fp = read_stack(state, registers.wrapping_add(8 * 10));
+    load_frame_pointer(state, registers.wrapping_add(8 * 10));
     let sp = read_stack(state, registers.wrapping_add(8 * 15));
     let pc = read_stack(state, registers.wrapping_add(8 * 16));
     if state.fault != 0 {
@@ -102,7 +103,6 @@ fn step_signal(state: &mut Slot) -> Result<(), StackEnd> {
     if pc == 0 {
         return Err(StackEnd::NullReturn);
     }
-    state.fp = fp;
     // May lie below: a handler on an alternate stack. The number of frames bounds the walk.
     state.sp = sp;
     state.pc = pc;

@@ -13,6 +13,9 @@ pub use frame::step;
 /// What a return adds to the stack pointer.
 pub const RETURN_POPS_BYTES: u64 = 8;
 
+/// Whether a walk knows which frame pointers it has used.
+pub const TRACKS_FRAME_POINTER: bool = true;
+
 /// Numbers of system calls, arch/x86/entry/syscalls/syscall_64.tbl.
 pub mod system_call {
     /// `mmap`.

@@ -1,28 +1,19 @@
 //! Whether a function always hands on to another one of the table, on aarch64: the rules of [`crate::attach::calls`].
 
-use std::collections::HashSet;
-
 use tracer_common::func::Shape;
 
 use super::{BYTES, Flow, flow, is_landing, words, writes, zero_branch};
 use crate::attach::{
-    calls::{Called, serves},
+    calls::{Called, MAX_INSTRUCTIONS, Walk},
     code::{Callee, Code},
 };
-
-/// Most instructions that are looked at in one function and what it jumps to.
-const MAX_INSTRUCTIONS: usize = 4096;
 
 /// As [`crate::attach::calls::forwards_to`].
 pub fn forwards_to(code: &Code<'_>, address: u64, shape: Shape, may_differ: bool) -> Option<Called> {
     if !may_differ {
         return jumps_to(code, address, shape);
     }
-    let mut walk = Walk { code, shape, seen: HashSet::new(), open: vec![address], found: None };
-    while let Some(next) = walk.open.pop() {
-        walk.follow(next)?;
-    }
-    walk.found
+    Walk::new(code, shape).run(address, |walk, address, _| follow(walk, address))
 }
 
 fn word(code: &Code<'_>, address: u64) -> Option<u32> {
@@ -40,84 +31,62 @@ fn jumps_to(code: &Code<'_>, mut address: u64, shape: Shape) -> Option<Called> {
     }
 }
 
-/// A walk over all ways through a function. Each must come to a call that serves, or never return.
-struct Walk<'c, 'd> {
-    code: &'c Code<'d>,
-    shape: Shape,
-    seen: HashSet<u64>,
-    open: Vec<u64>,
-    found: Option<Called>,
-}
-
-impl Walk<'_, '_> {
-    /// One way, up to its end or its next fork. `None`: it leads around.
-    fn follow(&mut self, mut address: u64) -> Option<()> {
-        let keeps_pointer = !self.shape.returns_block();
-        let extent = self.code.extent(address);
-        while self.seen.insert(address) {
-            if self.seen.len() > MAX_INSTRUCTIONS {
-                return None;
+/// One way, up to its end or its next fork. `None`: it leads around.
+fn follow(walk: &mut Walk<'_, '_>, mut address: u64) -> Option<()> {
+    let keeps_pointer = !walk.shape.returns_block();
+    let extent = walk.code.extent(address);
+    while walk.seen.insert(address) {
+        if walk.seen.len() > MAX_INSTRUCTIONS {
+            return None;
+        }
+        let word = word(walk.code, address)?;
+        let next = address.checked_add(BYTES)?;
+        match flow(word, address) {
+            Flow::Next => {
+                // A way on which the pointer changes counts as a way around, and so does one of which nobody knows.
+                if keeps_pointer && writes(word).is_none_or(|written| written & 1 != 0) {
+                    return None;
+                }
+                address = next;
             }
-            let word = word(self.code, address)?;
-            let next = address.checked_add(BYTES)?;
-            match flow(word, address) {
-                Flow::Next => {
-                    // A way on which the pointer changes counts as a way around, and so does one of which nobody knows.
-                    if keeps_pointer && writes(word).is_none_or(|written| written & 1 != 0) {
-                        return None;
+            called @ (Flow::Call(_) | Flow::CallRegister) => {
+                let ends = match called {
+                    Flow::Call(target) => walk.ends_well(walk.code.callee(target)),
+                    _ => false,
+                };
+                // Behind a call that is the last instruction of its function there is nothing.
+                let is_last = extent.as_ref().is_some_and(|extent| !extent.contains(&next));
+                if ends || is_last {
+                    return Some(());
+                }
+                // What is called may change the register.
+                if keeps_pointer {
+                    return None;
+                }
+                address = next;
+            }
+            Flow::Jump(target) => match walk.code.callee(target) {
+                callee if walk.ends_well(callee) => return Some(()),
+                Callee::Inside(target) => address = target,
+                _ => return None,
+            },
+            Flow::Branch(target) => match (keeps_pointer, zero_branch(word)) {
+                // Nothing is released where the pointer is null: that way need not be followed.
+                (true, Some((false, 0))) => address = next,
+                (true, Some((true, 0))) => address = target,
+                _ => {
+                    match walk.code.callee(target) {
+                        callee if walk.ends_well(callee) => {}
+                        Callee::Inside(target) => walk.open.push(target),
+                        _ => return None,
                     }
                     address = next;
                 }
-                called @ (Flow::Call(_) | Flow::CallRegister) => {
-                    let ends = match called {
-                        Flow::Call(target) => self.ends_well(self.code.callee(target)),
-                        _ => false,
-                    };
-                    // Behind a call that is the last instruction of its function there is nothing.
-                    let is_last = extent.as_ref().is_some_and(|extent| !extent.contains(&next));
-                    if ends || is_last {
-                        return Some(());
-                    }
-                    // What is called may change the register.
-                    if keeps_pointer {
-                        return None;
-                    }
-                    address = next;
-                }
-                Flow::Jump(target) => match self.code.callee(target) {
-                    callee if self.ends_well(callee) => return Some(()),
-                    Callee::Inside(target) => address = target,
-                    _ => return None,
-                },
-                Flow::Branch(target) => match (keeps_pointer, zero_branch(word)) {
-                    // Nothing is released where the pointer is null: that way need not be followed.
-                    (true, Some((false, 0))) => address = next,
-                    (true, Some((true, 0))) => address = target,
-                    _ => {
-                        match self.code.callee(target) {
-                            callee if self.ends_well(callee) => {}
-                            Callee::Inside(target) => self.open.push(target),
-                            _ => return None,
-                        }
-                        address = next;
-                    }
-                },
-                Flow::Return | Flow::JumpRegister | Flow::Stop => return None,
-            }
-        }
-        Some(())
-    }
-
-    /// Whether a way may end with a call or jump to this.
-    fn ends_well(&mut self, callee: Callee) -> bool {
-        match callee {
-            Callee::Table(function, address) if serves(self.shape, function.shape) => {
-                self.found = self.found.or(Some((function, address)));
-                true
-            }
-            callee => callee == Callee::NeverReturns,
+            },
+            Flow::Return | Flow::JumpRegister | Flow::Stop => return None,
         }
     }
+    Some(())
 }
 
 #[cfg(test)]
