@@ -6,10 +6,12 @@
 //! there by hand, under a name that says what it breaks: from then on a unit test feeds it.
 
 use std::fs;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::command::{cargo, output, run as run_command, workspace};
@@ -49,16 +51,33 @@ pub struct Arguments {
 /// Builds the fuzzer and runs it, target by target.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let fuzzer = build()?;
-    for (target, max_bytes) in TARGETS {
-        if arguments.targets.is_empty() || arguments.targets.iter().any(|wanted| wanted == target) {
-            let folders = Folders::new(&fuzzer, target)?;
-            folders.feed(arguments.seconds, max_bytes)?;
-            if arguments.keep {
-                folders.keep()?;
-            }
-        }
+    let is_wanted =
+        |name: &str| arguments.targets.is_empty() || arguments.targets.iter().any(|wanted| wanted == name);
+    let wanted: Vec<_> = TARGETS.into_iter().filter(|(name, _)| is_wanted(name)).collect();
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get);
+    for some in wanted.chunks(at_once) {
+        thread::scope(|scope| {
+            let fed: Vec<_> = some
+                .iter()
+                .map(|&(target, max_bytes)| {
+                    let fuzzer = &fuzzer;
+                    scope.spawn(move || Folders::new(fuzzer, target)?.feed(arguments.seconds, max_bytes))
+                })
+                .collect();
+            fed.into_iter().try_for_each(|thread| {
+                thread.join().map_err(|_| anyhow!("a thread that ran the fuzzer has panicked"))?
+            })
+        })?;
+    }
+    if arguments.keep {
+        wanted.iter().try_for_each(|(target, _)| Folders::new(&fuzzer, target)?.keep())?;
     }
     Ok(())
+}
+
+/// A part of the test command: what is in the corpora, and what a few seconds find beyond.
+pub fn run_briefly() -> Result<()> {
+    run(&Arguments { seconds: 20, keep: false, targets: Vec::new() })
 }
 
 /// Builds the program that holds all targets, and gives its path. Dependencies are those of the release build.

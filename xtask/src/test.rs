@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum as _;
 
 use crate::command::{cargo, run, search_path};
-use crate::{ebpf, kernel_tests, setup, vm};
+use crate::{ebpf, fuzz, kernel_tests, setup, vm};
 
 /// `cargo xtask test`.
 #[derive(clap::Args)]
@@ -32,6 +32,8 @@ enum Step {
     Clippy,
     /// Tests that need no root.
     Unit,
+    /// The parsers, fed by libFuzzer for a minute.
+    Fuzz,
     /// Kernel tests on other kernels, in QEMU.
     Vm,
     /// Kernel tests on this kernel, as root.
@@ -68,6 +70,7 @@ impl Step {
                     eprintln!("not root: the two tests that change users are left out");
                 }
             }
+            Self::Fuzz => fuzz::run_briefly()?,
             Self::Vm => vm::run(&vm::Arguments::default())?,
             Self::Kernel => {
                 let tests = kernel_tests::build()?;

@@ -11,6 +11,8 @@ use tracer_common::sampling::SCALE_ONE;
 const MIN_OPEN_NS: u64 = 20_000_000;
 /// Cycles in a row that cannot be held before it is given up.
 const MAX_MISSES: u32 = 3;
+/// A cycle after one that could not be held is shorter by this: what cannot be held ends soon.
+const PROBATION: u64 = 4;
 /// What was spent above the budget, or left over, is made good over so many cycles.
 const SMOOTHED_CYCLES: f64 = 4.0;
 /// A target that does nothing pays nothing: below this part of the time, nothing need be saved.
@@ -81,12 +83,15 @@ pub struct Controller {
     share: f64,
     cycle_ns: u64,
     misses: u32,
+    /// What all probes cost as a part of the target's CPU time, from cycles that were open throughout: those with a short window
+    /// pay for its end, too.
+    open_share: Option<f64>,
 }
 
 impl Controller {
     /// `share` of the target's CPU time, in cycles of this length.
     pub const fn new(share: f64, cycle_ns: u64) -> Self {
-        Self { share, cycle_ns, misses: 0 }
+        Self { share, cycle_ns, misses: 0, open_share: None }
     }
 
     /// The first cycle is open throughout, and short: what it costs is not known.
@@ -103,6 +108,10 @@ impl Controller {
             self.misses = 0;
             return self.whole();
         }
+        let cpu_ns = last.all.cpu_ns.max(1.0);
+        if last.open_ns >= 0.9 * wall_ns {
+            self.open_share = Some(last.all.cost_ns / cpu_ns);
+        }
         let rate = |cost_ns: f64, wall_ns: f64| if wall_ns > 0.0 { cost_ns / wall_ns } else { 0.0 };
         let base_rate = rate(last.base.cost_ns, last.base.wall_ns);
         // What a window costs beyond the probes that are there anyway, until its own are off, for each ns that it is open.
@@ -115,24 +124,27 @@ impl Controller {
         if allowed - base < open_rate * MIN_OPEN_NS as f64 {
             self.misses += 1;
             if self.misses >= MAX_MISSES {
-                let cpu_rate = (last.all.cpu_ns / wall_ns).max(f64::MIN_POSITIVE);
-                return Next::GiveUp {
-                    base_share: base_rate / cpu_rate,
-                    open_share: (base_rate + open_rate) / cpu_rate,
-                };
+                let cpu_rate = cpu_ns / wall_ns;
+                let open_share = self.open_share.unwrap_or((base_rate + open_rate) / cpu_rate);
+                return Next::GiveUp { base_share: base_rate / cpu_rate, open_share };
             }
-        } else {
-            self.misses = 0;
+            return Self::window(self.cycle_ns / PROBATION, MIN_OPEN_NS as f64);
         }
+        self.misses = 0;
         let open_ns = (allowed - debt.max(-allowed / 2.0) - base) / open_rate;
         let open_ns = open_ns.max(MIN_OPEN_NS as f64);
         if open_ns >= cycle {
             return self.whole();
         }
-        // The scale is rounded up, and the window made to fit: the ratio is exact.
-        let scale = (cycle / open_ns * f64::from(SCALE_ONE)).ceil().min(f64::from(u16::MAX)) as u16;
-        let open_ns = self.cycle_ns.saturating_mul(u64::from(SCALE_ONE)) / u64::from(scale.max(SCALE_ONE));
-        Next::Window { cycle_ns: self.cycle_ns, open_ns, scale: scale.max(SCALE_ONE) }
+        Self::window(self.cycle_ns, open_ns)
+    }
+
+    /// A window of some `open_ns`. The scale is rounded up, and the window made to fit: the ratio is exact.
+    fn window(cycle_ns: u64, open_ns: f64) -> Next {
+        let scale = (cycle_ns as f64 / open_ns * f64::from(SCALE_ONE)).ceil().min(f64::from(u16::MAX)) as u16;
+        let scale = scale.max(SCALE_ONE);
+        let open_ns = cycle_ns.saturating_mul(u64::from(SCALE_ONE)) / u64::from(scale);
+        Next::Window { cycle_ns, open_ns, scale }
     }
 
     const fn whole(&self) -> Next {
@@ -219,6 +231,6 @@ mod tests {
             (base_share - 0.08).abs() < 1e-6 && (open_share - 0.38).abs() < 1e-6,
             "{base_share} {open_share}"
         );
-        assert!(total.wall_ns < 4.0 * CYCLE_NS as f64, "soon: {total:?}");
+        assert!(total.wall_ns < CYCLE_NS as f64, "soon: {total:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +14,8 @@ use crate::command::{find_program, lines};
 /// Batches measured per attach; one more before them warms up.
 const BATCHES: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(240);
+/// How long a tracer may take to end.
+const DETACH_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is attached while the target is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -236,7 +238,7 @@ impl Target {
 pub struct Tracer {
     child: Child,
     // Read until the end, lest the tracer block on a full pipe.
-    _output: Receiver<String>,
+    output: Receiver<String>,
     _errors: Receiver<String>,
 }
 
@@ -259,7 +261,7 @@ impl Tracer {
                 seen.push(line);
             }
             if seen.iter().any(|line| line.contains("attached")) {
-                return Ok(Self { child, _output: output, _errors: errors });
+                return Ok(Self { child, output, _errors: errors });
             }
             if let Some(status) = child.try_wait().context("cannot wait for the tracer")? {
                 bail!("{command:?} ended with {status}: {}", seen.join("; "));
@@ -274,12 +276,24 @@ impl Tracer {
         self.child.id()
     }
 
-    /// Interrupts it and waits for its end.
+    /// Interrupts it and waits for its end, for as long as it may take.
     pub fn detach(mut self) -> Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let pid = pid.context("not a process id")?;
         rustix::process::kill_process(pid, rustix::process::Signal::INT)
             .context("cannot interrupt the tracer")?;
+        // bpftrace names the stacks of a JIT for many minutes, and nothing is measured any more.
+        let deadline = Instant::now() + DETACH_PATIENCE;
+        let has_ended = loop {
+            match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => break true,
+                Err(RecvTimeoutError::Timeout) => break false,
+            }
+        };
+        if !has_ended {
+            self.child.kill().context("cannot end the tracer")?;
+        }
         // Its status is not looked at: bpftrace may end with one that means nothing.
         self.child.wait().context("cannot wait for the tracer").map(drop)
     }
