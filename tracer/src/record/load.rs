@@ -52,7 +52,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// For a large server: some 143 MiB of kernel memory, most of it for the live blocks; 50 MiB for page faults, where they
+    /// For a large server: some 128 MiB of kernel memory, most of it for the live blocks; 50 MiB for page faults, where they
     /// are recorded.
     pub const DEFAULT: Self = Self {
         max_live_blocks: 1 << 20,

@@ -21,6 +21,9 @@ use crate::command::find_program;
 /// Seconds of one measurement.
 const SECONDS: u32 = 4;
 const WARM_UP_SECONDS: u32 = 2;
+/// Between the attachment and the measurement: what it costs in the long run is of interest, and a budget takes two seconds to
+/// find out.
+const SETTLE_SECONDS: u32 = 3;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,11 +106,11 @@ impl Tool {
 struct Footprint {
     attach_ms: f64,
     detach_ms: f64,
-    /// Of offheap itself.
-    peak_rss_bytes: u64,
-    /// Of the BPF maps.
-    maps_bytes: u64,
-    capture_bytes: u64,
+    /// Of the tracer itself, while it was there.
+    peak_rss_bytes: Option<u64>,
+    /// Of its BPF maps.
+    maps_bytes: Option<u64>,
+    capture_bytes: Option<u64>,
     seconds: f64,
 }
 
@@ -166,6 +169,7 @@ impl Measured {
         let start = Instant::now();
         let tracer = Tracer::attach(&mut command)?;
         let attach_ms = start.elapsed().as_secs_f64() * 1e3;
+        running.load(SETTLE_SECONDS)?;
         let traced = running.load(SECONDS);
         let (peak_rss_bytes, maps_bytes) = footprint(tracer.pid());
         let seconds = start.elapsed().as_secs_f64();
@@ -179,7 +183,7 @@ impl Measured {
             detach_ms: end.elapsed().as_secs_f64() * 1e3,
             peak_rss_bytes,
             maps_bytes,
-            capture_bytes: capture.map_or(0, |data| data.len()),
+            capture_bytes: capture.ok().map(|data| data.len()),
             seconds,
         });
         still_answers(&running)
@@ -213,6 +217,11 @@ impl Measured {
     fn median_of(&self, value: impl Fn(&Footprint) -> f64) -> Option<f64> {
         median(&self.footprints.iter().map(value).collect::<Vec<_>>())
     }
+
+    /// Of what was known each time.
+    fn median_bytes(&self, value: impl Fn(&Footprint) -> Option<u64>) -> Option<f64> {
+        median(&self.footprints.iter().filter_map(value).map(|bytes| bytes as f64).collect::<Vec<_>>())
+    }
 }
 
 /// A server that a tracer has broken is worth more than its figures.
@@ -220,14 +229,14 @@ fn still_answers(running: &Running) -> Result<()> {
     running.load(1).map(drop).context("the server does not answer after the tracer has gone")
 }
 
-/// Peak resident bytes of a process, and the bytes of its BPF maps as the kernel counts them.
-fn footprint(pid: u32) -> (u64, u64) {
+/// Peak resident bytes of a process, and the bytes of its BPF maps as the kernel counts them; `None` of one that has ended.
+fn footprint(pid: u32) -> (Option<u64>, Option<u64>) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let kib = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse::<u64>().ok());
     let mut seen = HashSet::new();
-    let mut maps_bytes = 0;
+    let mut maps_bytes = None;
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten() {
         let text = fs::read_to_string(entry.path()).unwrap_or_default();
         let field =
@@ -235,10 +244,10 @@ fn footprint(pid: u32) -> (u64, u64) {
         if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:"))
             && seen.insert(id)
         {
-            maps_bytes += bytes;
+            maps_bytes = Some(maps_bytes.unwrap_or(0) + bytes);
         }
     }
-    (kib.unwrap_or(0) * 1024, maps_bytes)
+    (kib.map(|kib| kib * 1024), maps_bytes)
 }
 
 /// A markdown table of the servers, and one of what offheap itself takes.
@@ -276,9 +285,9 @@ pub fn table(all: &[Measured]) -> String {
             one.tool.name(),
             number(one.median_of(|of| of.attach_ms), 0),
             number(one.median_of(|of| of.detach_ms), 0),
-            mib(one.median_of(|of| of.peak_rss_bytes as f64)),
-            mib(one.median_of(|of| of.maps_bytes as f64)),
-            number(one.median_of(|of| of.capture_bytes as f64 / 1024.0), 0),
+            mib(one.median_bytes(|of| of.peak_rss_bytes)),
+            mib(one.median_bytes(|of| of.maps_bytes)),
+            number(one.median_bytes(|of| of.capture_bytes).map(|bytes| bytes / 1024.0), 0),
             number(one.median_of(|of| of.seconds), 0),
         );
     }
@@ -299,9 +308,9 @@ pub fn json(all: &[Measured]) -> Value {
             "p99_ms": Measured::p99_ms(&one.traced),
             "attach_ms": one.median_of(|of| of.attach_ms),
             "detach_ms": one.median_of(|of| of.detach_ms),
-            "peak_rss_bytes": one.median_of(|of| of.peak_rss_bytes as f64),
-            "maps_bytes": one.median_of(|of| of.maps_bytes as f64),
-            "capture_bytes": one.median_of(|of| of.capture_bytes as f64),
+            "peak_rss_bytes": one.median_bytes(|of| of.peak_rss_bytes),
+            "maps_bytes": one.median_bytes(|of| of.maps_bytes),
+            "capture_bytes": one.median_bytes(|of| of.capture_bytes),
             "recorded_seconds": one.median_of(|of| of.seconds),
             "requests_per_second_all": one.traced.iter().map(|said| said.per_second).collect::<Vec<_>>(),
         })
