@@ -12,7 +12,11 @@ static void *shared_end, *framed_end;
 static void same_end(void **end)
 {
     void *here;
+#ifdef __x86_64__
     __asm__ volatile("mov %%rsp, %0" : "=r"(here));
+#else
+    __asm__ volatile("mov %0, sp" : "=r"(here));
+#endif
     if (!*end)
         *end = here;
     MUST(*end == here);
