@@ -144,6 +144,7 @@ pub fn attach_and_detach(load: Load, rounds: u32, mut say: impl FnMut(&str)) -> 
     for round in 1..=rounds {
         let recording = Recording::attach(&target, &[])?;
         let objects = Objects::of(recording.pid())?;
+        objects.ensure_there()?;
         wait_for_pairs(&mut target, 500)?;
         let finished = recording.stop()?;
         finished.expect_status(COMPLETE)?;
