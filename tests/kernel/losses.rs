@@ -7,7 +7,7 @@ use anyhow::ensure;
 use tracer_tests::bpf::Map;
 use tracer_tests::report::{MALLOC, Report};
 use tracer_tests::target::Target;
-use tracer_tests::tracer::{Finished, Recording};
+use tracer_tests::tracer::{COMPLETE, Finished, Recording};
 use tracer_tests::{Result, require};
 
 /// The target's own allocator.
@@ -184,6 +184,45 @@ fn live_map_full_and_restore_failed() -> Result {
     ensure!(report.loss("live-map-full") == (40, 40_000), "{:?}", report.losses());
     ensure!(of(&report, "site_survive") == (0, 0), "{:?}", report.sites);
     ensure!(of(&report, "site_leak") == (4 * 10 + 100, 5), "{:?}", report.sites);
+    Ok(())
+}
+
+/// As many blocks as there is room for: some find no place in their buckets and are booked elsewhere, and all are found again.
+#[test]
+fn a_full_table_of_live_blocks() -> Result {
+    const ROOM: u64 = 16_384;
+    require!();
+    let mut target = Target::start("puppet")?;
+    let recording =
+        Recording::attach(&target, &["--lens", "malloc", "--max-live-blocks", &ROOM.to_string()])?;
+    let has_spilled = Map::of(recording.pid(), "HAS_SPILLED")?;
+    ensure!(has_spilled.lookup(&[0; 4])? == 0u32.to_ne_bytes(), "spilled before there was a block");
+    for order in [format!("hoard {ROOM} 24"), format!("leak {ROOM} 24")] {
+        target.order(&order)?;
+    }
+    ensure!(has_spilled.lookup(&[0; 4])? == 1u32.to_ne_bytes(), "every block found a place in its bucket");
+    let finished = recording.stop()?;
+    target.finish_well()?;
+    finished.expect_status(COMPLETE)?;
+    let report = finished.report()?;
+    ensure!(of(&report, "site_hoard") == (0, 0), "{:?}", report.sites);
+    ensure!(of(&report, "site_leak") == (ROOM * 24, ROOM), "{:?}", report.sites);
+    ensure!(report.loss("unknown-release").0 == 0, "{:?}", report.losses());
+    Ok(())
+}
+
+/// More blocks than there is room for: none is lost without being counted.
+#[test]
+fn more_live_blocks_than_the_table_holds() -> Result {
+    const BLOCKS: u64 = 50_000;
+    require!();
+    let arguments = ["--lens", "malloc", "--max-live-blocks", "16384"];
+    let finished = record(&arguments, &[&format!("leak {BLOCKS} 24")])?;
+    finished.ensure_told("live-map-full", true)?;
+    let report = finished.report()?;
+    let ((bytes, booked), (lost, lost_bytes)) = (of(&report, "site_leak"), report.loss("live-map-full"));
+    ensure!(booked >= 16_384 && booked + lost == BLOCKS, "{booked} booked, {lost} lost");
+    ensure!(bytes + lost_bytes == BLOCKS * 24, "{bytes} booked, {lost_bytes} lost");
     Ok(())
 }
 

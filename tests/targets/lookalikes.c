@@ -1,4 +1,5 @@
-/* Calls that look alike where they allocate: the same return address, stack pointer and frame pointer, from different callers.
+/* Calls that look alike where they allocate: the same return address and stack pointer, from different callers. In one pair the
+ * frame pointer tells them apart, in the other only what is on the stack.
  *
  * A tracer that remembers stacks by what is on top of them books one caller's blocks on the other.
  */
@@ -30,19 +31,15 @@ static __attribute__((noipa)) void *shared(size_t size)
     return block;
 }
 
-static SITE void *site_left(size_t size)
-{
-    void *block = shared(size);
-    KEEP(block);
-    return block;
-}
-
-static SITE void *site_right(size_t size)
-{
-    void *block = shared(size);
-    KEEP(block);
-    return block;
-}
+#define CALLS_SHARED(name)                                                                                             \
+    static SITE void *name(size_t size)                                                                                \
+    {                                                                                                                  \
+        void *block = shared(size);                                                                                    \
+        KEEP(block);                                                                                                   \
+        return block;                                                                                                  \
+    }
+CALLS_SHARED(site_left)
+CALLS_SHARED(site_right)
 
 /* Its caller is found by its frame pointer only, for nobody but it knows how much room it has taken. */
 static __attribute__((noipa)) void *framed(size_t room, size_t size)
@@ -56,23 +53,18 @@ static __attribute__((noipa)) void *framed(size_t room, size_t size)
     return block;
 }
 
-static SITE void *site_near(size_t size)
-{
-    volatile char *area = __builtin_alloca(opaque(NEAR_BYTES));
-    area[0] = 1;
-    void *block = framed(opaque(FAR_BYTES), size);
-    area[1] = 1;
-    return block;
-}
-
-static SITE void *site_far(size_t size)
-{
-    volatile char *area = __builtin_alloca(opaque(FAR_BYTES));
-    area[0] = 1;
-    void *block = framed(opaque(NEAR_BYTES), size);
-    area[1] = 1;
-    return block;
-}
+/* Takes some room itself and has the other take the rest. */
+#define CALLS_FRAMED(name, own, others)                                                                                \
+    static SITE void *name(size_t size)                                                                                \
+    {                                                                                                                  \
+        volatile char *area = __builtin_alloca(opaque(own));                                                           \
+        area[0] = 1;                                                                                                   \
+        void *block = framed(opaque(others), size);                                                                    \
+        area[1] = 1;                                                                                                   \
+        return block;                                                                                                  \
+    }
+CALLS_FRAMED(site_near, NEAR_BYTES, FAR_BYTES)
+CALLS_FRAMED(site_far, FAR_BYTES, NEAR_BYTES)
 
 int main(void)
 {

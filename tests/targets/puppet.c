@@ -3,6 +3,7 @@
  *   leak COUNT BYTES     allocates blocks from one site
  *   stacks COUNT BYTES   allocates blocks from COUNT different stacks
  *   balance COUNT BYTES  allocates and releases
+ *   hoard COUNT BYTES    allocates blocks from one site, and then releases them all
  *   resize COUNT BYTES   a block that is resized COUNT times, by BYTES more and less, and released
  *   regrow COUNT BYTES   blocks that are resized to three times BYTES and kept
  *   exit STATUS          ends
@@ -30,6 +31,24 @@ static SITE void site_balance(unsigned long count, unsigned long bytes)
         void *block = malloc(bytes);
         KEEP(block);
         free(block);
+    }
+}
+
+/* Blocks are chained through themselves: nothing else is allocated. */
+static SITE void site_hoard(unsigned long count, unsigned long bytes)
+{
+    void **last = NULL;
+    MUST(bytes >= sizeof *last);
+    for (unsigned long i = 0; i < count; i++) {
+        void **block = malloc(bytes);
+        MUST(block);
+        *block = last;
+        last = block;
+    }
+    while (last) {
+        void **next = *last;
+        free(last);
+        last = next;
     }
 }
 
@@ -64,6 +83,8 @@ int main(void)
                 site_stacks(depth, second);
         else if (!strcmp(verb, "balance"))
             site_balance(first, second);
+        else if (!strcmp(verb, "hoard"))
+            site_hoard(first, second);
         else if (!strcmp(verb, "resize"))
             site_resize(first, second);
         else if (!strcmp(verb, "regrow"))

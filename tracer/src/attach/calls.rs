@@ -63,7 +63,7 @@ pub(super) struct Walk<'c, 'd> {
     pub(super) code: &'c Code<'d>,
     pub(super) shape: Shape,
     pub(super) seen: HashSet<u64>,
-    pub(super) open: Vec<u64>,
+    open: Vec<u64>,
     found: Option<Called>,
 }
 
@@ -83,6 +83,16 @@ impl<'c, 'd> Walk<'c, 'd> {
             follow(&mut self, address, address == start)?;
         }
         self.found
+    }
+
+    /// The way of a branch that is taken: followed later, unless it ends well. `None`: it leads around.
+    pub(super) fn fork(&mut self, target: u64) -> Option<()> {
+        match self.code.callee(target) {
+            callee if self.ends_well(callee) => {}
+            Callee::Inside(target) => self.open.push(target),
+            _ => return None,
+        }
+        Some(())
     }
 
     /// Whether a way may end with a call or jump to this.
@@ -145,11 +155,7 @@ fn follow(walk: &mut Walk<'_, '_>, mut address: u64, is_front: bool) -> Option<(
                     (true, Mnemonic::Je) => address = next,
                     (true, Mnemonic::Jne) => address = target,
                     _ => {
-                        match walk.code.callee(target) {
-                            callee if walk.ends_well(callee) => {}
-                            Callee::Inside(target) => walk.open.push(target),
-                            _ => return None,
-                        }
+                        walk.fork(target)?;
                         address = next;
                     }
                 }

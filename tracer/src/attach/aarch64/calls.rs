@@ -75,11 +75,7 @@ fn follow(walk: &mut Walk<'_, '_>, mut address: u64) -> Option<()> {
                 (true, Some((false, 0))) => address = next,
                 (true, Some((true, 0))) => address = target,
                 _ => {
-                    match walk.code.callee(target) {
-                        callee if walk.ends_well(callee) => {}
-                        Callee::Inside(target) => walk.open.push(target),
-                        _ => return None,
-                    }
+                    walk.fork(target)?;
                     address = next;
                 }
             },
