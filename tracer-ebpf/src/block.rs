@@ -4,12 +4,12 @@ use core::ptr;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use tracer_common::abi::{
-    BUCKET_PLACES, Bucket, LiveBlock, LiveKey, PLACE_EMPTY, PLACE_WRITTEN, Place, bucket_of,
+    BUCKET_PLACES, Bucket, LiveBlock, LiveKey, PLACE_EMPTY, PLACE_WRITTEN, Place, home_of,
 };
 
 use crate::{
     atomic,
-    map::{BUCKETS, HAS_SPILLED, SETTINGS, SPILLED},
+    map::{BUCKETS, HAS_SPILLED, SPILLED, setting},
 };
 
 /// The kernel's EEXIST, negated.
@@ -35,27 +35,41 @@ pub enum Refused {
 /// it once. Scalars only, each one used.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn find_place(bucket: u32, tgid: u32, low: u32, high: u32) -> u32 {
+extern "C" fn find_place(bucket: u32, home: u32, tgid: u32, low: u32, high: u32) -> u32 {
     let address = u64::from(high) << 32 | u64::from(low);
     let Some(bucket) = BUCKETS.get_ptr(bucket) else { return NO_PLACE };
-    let mut found = NO_PLACE;
     let mut index = 0;
     while index < BUCKET_PLACES {
-        // SAFETY: in bounds of a map value, which other CPUs and user space write.
-        let here = unsafe { ptr::read_volatile((&raw const (*bucket).addresses).cast::<u64>().add(index)) };
-        if here == address {
-            // SAFETY: as above.
-            let owner = unsafe { ptr::read_volatile(&raw const (*place_of(bucket, index)).tgid) };
-            if owner == tgid {
-                return PLACE_FOUND | index as u32;
-            }
-        }
-        if here == PLACE_EMPTY && found == NO_PLACE {
-            found = PLACE_FREE | index as u32;
+        if is_at(bucket, index, tgid, address) {
+            return PLACE_FOUND | index as u32;
         }
         index += 1;
     }
-    found
+    let home = home as usize & (BUCKET_PLACES - 1);
+    if address_at(bucket, home) == PLACE_EMPTY {
+        return PLACE_FREE | home as u32;
+    }
+    let mut index = 0;
+    while index < BUCKET_PLACES {
+        if address_at(bucket, index) == PLACE_EMPTY {
+            return PLACE_FREE | index as u32;
+        }
+        index += 1;
+    }
+    NO_PLACE
+}
+
+#[inline(always)]
+fn is_at(bucket: *const Bucket, index: usize, tgid: u32, address: u64) -> bool {
+    address_at(bucket, index) == address
+        // SAFETY: in bounds of a map value, which other CPUs and user space write.
+        && unsafe { ptr::read_volatile(&raw const (*place_of(bucket, index)).tgid) } == tgid
+}
+
+#[inline(always)]
+fn address_at(bucket: *const Bucket, index: usize) -> u64 {
+    // SAFETY: as in `is_at`; callers keep the index below `BUCKET_PLACES`.
+    unsafe { ptr::read_volatile((&raw const (*bucket).addresses).cast::<u64>().add(index)) }
 }
 
 #[inline(always)]
@@ -72,19 +86,25 @@ struct Spot {
     is_free: bool,
 }
 
-/// Looks a block up in its bucket; `None` where it is not there and the bucket is full.
+/// Looks a block up in its bucket; `None` where it is not there and the bucket is full. One that is expected there is mostly in
+/// its home, which is seen without a call.
 #[inline(always)]
-fn spot(key: LiveKey) -> Option<Spot> {
-    let buckets = SETTINGS.load().buckets;
-    if buckets == 0 {
+fn spot(key: LiveKey, is_expected: bool) -> Option<Spot> {
+    let count = setting!(buckets);
+    if count == 0 {
         return None;
     }
-    let bucket = bucket_of(key, buckets);
-    let found = find_place(bucket, key.tgid, key.address as u32, (key.address >> 32) as u32);
+    let home = home_of(key, count);
+    let bucket = BUCKETS.get_ptr_mut(home.bucket)?;
+    let found = if is_expected && is_at(bucket, home.place as usize, key.tgid, key.address) {
+        PLACE_FOUND | home.place
+    } else {
+        let (low, high) = (key.address as u32, (key.address >> 32) as u32);
+        find_place(home.bucket, home.place, key.tgid, low, high)
+    };
     if found & NO_PLACE != 0 {
         return None;
     }
-    let bucket = BUCKETS.get_ptr_mut(bucket)?;
     let index = found as usize & (BUCKET_PLACES - 1);
     // SAFETY: the mask keeps the index inside of the map value.
     let address = unsafe { (&raw mut (*bucket).addresses).cast::<u64>().add(index) };
@@ -93,14 +113,13 @@ fn spot(key: LiveKey) -> Option<Spot> {
 
 #[inline(always)]
 fn has_spilled() -> bool {
-    // SAFETY: a map value.
-    HAS_SPILLED.get_ptr(0).is_some_and(|spilled| unsafe { ptr::read_volatile(spilled) } != 0)
+    HAS_SPILLED.load() != 0
 }
 
 /// The block at an address.
 #[inline(always)]
 pub fn get(key: LiveKey) -> Option<LiveBlock> {
-    if let Some(spot) = spot(key).filter(|spot| !spot.is_free) {
+    if let Some(spot) = spot(key, true).filter(|spot| !spot.is_free) {
         // SAFETY: a map value.
         return Some(unsafe { (*spot.place).block });
     }
@@ -114,7 +133,7 @@ pub fn get(key: LiveKey) -> Option<LiveBlock> {
 /// Takes a block out. Whoever gets it owns it: two releases of one address cannot both count.
 #[inline(always)]
 pub fn take(key: LiveKey) -> Option<LiveBlock> {
-    if let Some(spot) = spot(key).filter(|spot| !spot.is_free) {
+    if let Some(spot) = spot(key, true).filter(|spot| !spot.is_free) {
         // SAFETY: a map value; copied before the place is given away, another CPU may use it at once.
         let block = unsafe { (*spot.place).block };
         // SAFETY: a map value.
@@ -138,7 +157,7 @@ pub fn insert(key: LiveKey, block: &LiveBlock) -> Result<(), Refused> {
     }
     let mut tries = 0;
     while tries < TRIES {
-        let Some(spot) = spot(key) else { break };
+        let Some(spot) = spot(key, false) else { break };
         if !spot.is_free {
             return Err(Refused::Exists);
         }
@@ -158,11 +177,8 @@ pub fn insert(key: LiveKey, block: &LiveBlock) -> Result<(), Refused> {
 
 #[inline(always)]
 fn spill(key: LiveKey, block: &LiveBlock) -> Result<(), Refused> {
-    if let Some(spilled) = HAS_SPILLED.get_ptr_mut(0) {
-        // Before the block is there, so that nobody misses it.
-        // SAFETY: a map value.
-        unsafe { ptr::write_volatile(spilled, 1) };
-    }
+    // Before the block is there, so that nobody misses it.
+    HAS_SPILLED.store(1);
     match SPILLED.insert(key, block, u64::from(BPF_NOEXIST)) {
         Ok(()) => Ok(()),
         Err(EEXIST) => Err(Refused::Exists),
@@ -173,7 +189,7 @@ fn spill(key: LiveKey, block: &LiveBlock) -> Result<(), Refused> {
 /// Inserts a block in the place of one that is there.
 #[inline(always)]
 pub fn replace(key: LiveKey, block: &LiveBlock) -> Result<(), Refused> {
-    if let Some(spot) = spot(key).filter(|spot| !spot.is_free) {
+    if let Some(spot) = spot(key, true).filter(|spot| !spot.is_free) {
         // SAFETY: map values; as in `insert`.
         unsafe {
             if atomic::claim(spot.address, key.address, PLACE_WRITTEN) {

@@ -9,7 +9,7 @@ use tracer_common::{
 use crate::{
     atomic,
     block::{self, Refused},
-    map::{self, EXECS, LIFETIMES, SETTINGS, SITES, TALLIES},
+    map::{self, EXECS, LIFETIMES, SITES, TALLIES, setting},
 };
 
 /// Counts a loss or an observation.
@@ -43,11 +43,10 @@ pub fn now_ns() -> u64 {
 /// What a block adds to the counters of its site. The same at its birth and at its end.
 #[inline(always)]
 fn weight(block: &LiveBlock) -> Weight {
-    let settings = SETTINGS.load();
-    if !settings.is_estimate() {
+    if !map::is_estimate() {
         return Weight { bytes: block.size_bytes, count: 1 };
     }
-    sampling::weight(settings.sample_bytes, block.size_bytes, block.scale)
+    sampling::weight(setting!(sample_bytes), block.size_bytes, block.scale)
 }
 
 /// Books a new block. The order matters: what is not in the live map is not counted either, or it could
@@ -118,7 +117,7 @@ pub fn released(block: &LiveBlock) {
 /// attach cannot be told from these: they are not counted then.
 #[inline(always)]
 pub fn unknown_release() {
-    if !SETTINGS.load().is_estimate() {
+    if !map::is_estimate() {
         tally(Loss::UnknownRelease, 0);
     }
 }

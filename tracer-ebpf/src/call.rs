@@ -20,7 +20,7 @@ use crate::{
     block, book, in_flight,
     intern::{self, Origin},
     machine,
-    map::{self, SETTINGS},
+    map::{self, setting},
     task::{self, Registers},
     walk::Start,
 };
@@ -115,7 +115,7 @@ pub fn enter(ctx: &ProbeContext) {
 /// Whether a block of this size is to be booked; moves the thread on towards its next sample point.
 #[inline(always)]
 fn is_sampled(call: &mut CallInFlight, size_bytes: u64) -> bool {
-    if SETTINGS.load().sample_bytes == 0 {
+    if setting!(sample_bytes) == 0 {
         return true;
     }
     sampling::is_sampled(&mut call.until_sample_bytes, size_bytes, next_sample_bytes)
@@ -124,7 +124,7 @@ fn is_sampled(call: &mut CallInFlight, size_bytes: u64) -> bool {
 /// Bytes from one sample point to the next.
 #[inline(always)]
 fn next_sample_bytes() -> u64 {
-    let interval_bytes = SETTINGS.load().sample_bytes;
+    let interval_bytes = setting!(sample_bytes);
     if interval_bytes == 0 {
         return 0;
     }
@@ -252,8 +252,7 @@ fn finish<C: EbpfContext>(ctx: &C, call: &mut CallInFlight, pid_tgid: u64, retur
     if size_bytes == outcome::OVERFLOW {
         return book::tally(Loss::SizeOverflow, 0);
     }
-    let settings = SETTINGS.load();
-    if size_bytes < settings.min_size_bytes || size_bytes > settings.max_size_bytes {
+    if size_bytes < setting!(min_size_bytes) || size_bytes > setting!(max_size_bytes) {
         return book::tally(Loss::FilteredSize, size_bytes);
     }
     if shape == SHAPE_RESIZE_IN_PLACE && !is_sampled(call, size_bytes) {

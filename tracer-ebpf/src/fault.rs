@@ -20,7 +20,7 @@ use tracer_common::abi::{
 use crate::{
     atomic, book, in_flight,
     intern::{self, Origin},
-    map::{EVENTS, FAULT_STATE, FAULTS, PROCESSES, SETTINGS},
+    map::{EVENTS, FAULT_STATE, FAULTS, PROCESSES, setting},
     scratch,
     syscall::{self, Caller},
     task::{self, Registers, system_call},
@@ -150,7 +150,7 @@ fn added(tgid: u32, level: u32) {
     };
     // User space takes out a page before it counts it as taken.
     let pending = (added.wrapping_sub(state(FAULTS_TAKEN)) as i64).max(0) as u64;
-    let capacity = SETTINGS.load().fault_capacity;
+    let capacity = setting!(fault_capacity);
     let quarter = u64::from(capacity >> 2);
     if quarter != 0 && pending >= quarter && pending & 1023 == 0 {
         let event = EventHeader { kind: EVENT_FAULTS_PENDING, tgid, value: pending };

@@ -7,7 +7,7 @@ use tracer_common::abi::{CALL_NONE, CallInFlight, CallPlace, LiveBlock};
 
 use crate::{
     atomic,
-    map::{CALL_PLACES, CALLS, SETTINGS},
+    map::{CALL_PLACES, CALLS, setting},
 };
 
 /// Not a constant: that would be made on the stack, at every call.
@@ -28,7 +28,7 @@ static EMPTY: CallInFlight = CallInFlight {
 /// The place of a thread, and whether it has it.
 #[inline(always)]
 fn place(pid_tgid: u64) -> Option<(*mut CallPlace, bool)> {
-    let places = SETTINGS.load().call_places;
+    let places = setting!(call_places);
     if places == 0 {
         return None;
     }

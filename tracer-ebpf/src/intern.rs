@@ -13,7 +13,7 @@ use tracer_common::abi::{
 
 use crate::{
     atomic, book, machine,
-    map::{EVENTS, PROCESSES, SETTINGS, SITE_COUNT, SITE_KEYS},
+    map::{EVENTS, PROCESSES, SITE_COUNT, SITE_KEYS, setting},
     scratch::{self, Slot},
     syscall, trail,
     walk::{self, Start},
@@ -39,8 +39,7 @@ pub fn site_of_stack<C: EbpfContext>(
     origin: Origin,
     size_bytes: u64,
 ) -> u32 {
-    let Some(index) = scratch::claim(pid_tgid) else { return SITE_LOST };
-    let Some(slot) = crate::map::SLOTS.get_ptr_mut(index) else { return SITE_LOST };
+    let Some((index, slot)) = scratch::claim(pid_tgid) else { return SITE_LOST };
     let trail =
         if origin.lens == LENS_MALLOC { trail::begin(index, start, tgid, origin.origin) } else { None };
     if let Some(site) = trail.as_ref().and_then(trail::follow) {
@@ -95,7 +94,7 @@ fn intern(state: &mut Slot, tgid: u32, size_bytes: u64) -> u32 {
         return unsafe { *site };
     }
     let Some(count) = SITE_COUNT.get_ptr_mut(0) else { return SITE_LOST };
-    let last = SETTINGS.load().max_sites - 1;
+    let last = setting!(max_sites) - 1;
     // SAFETY: a map value.
     if unsafe { core::ptr::read_volatile(count) } >= last {
         return book::lost(Loss::SiteMapFull, size_bytes);

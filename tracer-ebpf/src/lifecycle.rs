@@ -11,7 +11,7 @@ use tracer_common::abi::{EVENT_EXEC, EVENT_FORK, EventHeader, FORK_EXECUTED, Los
 
 use crate::{
     atomic, book, in_flight,
-    map::{EVENTS, EXECS, OWNERS, PROCESSES, SET_VERSIONS, SETTINGS, SHARER_COUNT},
+    map::{EVENTS, EXECS, OWNERS, PROCESSES, SETS_ENDED, SHARER_COUNT, setting},
     syscall, task,
 };
 
@@ -27,17 +27,14 @@ pub fn new_task(ctx: &TracePointContext) {
     let pid_tgid = task::pid_tgid();
     let parent = task::memory_owner(pid_tgid);
     let Some(process) = PROCESSES.get_ptr(parent) else { return };
-    let settings = SETTINGS.load();
     let (mut child, mut flags) = (0u32, 0u64);
     let record = ctx.as_ptr().cast::<u8>();
+    let flags_offset = setting!(clone_flags_offset) as usize;
     // SAFETY: the destinations are locals of these sizes; the sources lie in the record, and the helper checks them.
     unsafe {
         if bpf_probe_read_kernel((&raw mut child).cast(), 4, record.wrapping_add(PID_OFFSET).cast()) != 0
-            || bpf_probe_read_kernel(
-                (&raw mut flags).cast(),
-                8,
-                record.wrapping_add(settings.clone_flags_offset as usize).cast(),
-            ) != 0
+            || bpf_probe_read_kernel((&raw mut flags).cast(), 8, record.wrapping_add(flags_offset).cast())
+                != 0
         {
             return;
         }
@@ -51,7 +48,7 @@ pub fn new_task(ctx: &TracePointContext) {
         }
         return;
     }
-    if settings.follow == 0 {
+    if setting!(follow) == 0 {
         return;
     }
     // The child's memory is laid out as the parent's. User space replaces the set, or takes it away.
@@ -83,7 +80,7 @@ pub fn process_exec(ctx: &RawTracePointContext) {
     if owner != tgid {
         in_flight::forget(pid_tgid);
         forget_owner(tgid, Loss::SharerExecuted);
-        if SETTINGS.load().follow != 0 && PROCESSES.get_ptr(owner).is_some() {
+        if setting!(follow) != 0 && PROCESSES.get_ptr(owner).is_some() {
             let _ = PROCESSES.insert(tgid, &Process::EMPTY, u64::from(BPF_ANY));
             sets_changed();
             announce(tgid, FORK_EXECUTED | u64::from(owner));
@@ -119,10 +116,8 @@ pub fn process_exec(ctx: &RawTracePointContext) {
 /// Walks that were made before are not to be trusted any more.
 #[inline(always)]
 fn sets_changed() {
-    if let Some(version) = SET_VERSIONS.get_ptr_mut(1) {
-        // SAFETY: a map value.
-        unsafe { atomic::add(version, 1) };
-    }
+    // SAFETY: a map value.
+    unsafe { atomic::add(SETS_ENDED.as_ptr(), 1) };
 }
 
 #[inline(always)]
@@ -137,7 +132,7 @@ fn announce(child: u32, value: u64) {
 fn forget_owner(tgid: u32, loss: Loss) {
     if OWNERS.remove(tgid).is_ok() {
         add_sharers(-1);
-        if SETTINGS.load().sharers_unseen != 0 {
+        if setting!(sharers_unseen) != 0 {
             book::tally(loss, 0);
         }
     }
@@ -145,8 +140,6 @@ fn forget_owner(tgid: u32, loss: Loss) {
 
 #[inline(always)]
 fn add_sharers(difference: i32) {
-    if let Some(count) = SHARER_COUNT.get_ptr_mut(0) {
-        // SAFETY: a map value.
-        unsafe { atomic::fetch_add(count, difference as u32) };
-    }
+    // SAFETY: a map value.
+    unsafe { atomic::fetch_add(SHARER_COUNT.as_ptr(), difference as u32) };
 }

@@ -26,6 +26,7 @@ mod task;
 mod trail;
 #[cfg(bpf_target_arch = "x86_64")]
 mod validate;
+mod variable;
 mod walk;
 
 // Registers and frames differ; `cargo xtask build-ebpf` makes an object for each.

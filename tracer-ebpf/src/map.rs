@@ -15,11 +15,32 @@ use tracer_common::{
     sampling::SCALE_ONE,
 };
 
-use crate::{scratch::Slot, trail::Trail};
+use crate::{scratch::Slot, trail::Trail, variable::Variable};
 
 /// Written by the loader before load.
 #[unsafe(no_mangle)]
-pub static SETTINGS: Global<Settings> = Global::new(Settings::DEFAULT);
+static SETTINGS: Global<Settings> = Global::new(Settings::DEFAULT);
+
+/// Where the settings are.
+#[inline(always)]
+pub const fn settings() -> *const Settings {
+    (&raw const SETTINGS).cast()
+}
+
+/// One of the settings. Read alone: `Global::load` reads them all at every use, and the verifier removes none of that.
+macro_rules! setting {
+    ($field:ident) => {
+        // SAFETY: read-only memory; volatile, since the loader writes it.
+        unsafe { core::ptr::read_volatile(&raw const (*$crate::map::settings()).$field) }
+    };
+}
+pub(crate) use setting;
+
+/// Whether counters are estimates: weights are added, and counts have [`tracer_common::sampling::COUNT_FRACTION_BITS`].
+#[inline(always)]
+pub fn is_estimate() -> bool {
+    setting!(sample_bytes) != 0 || setting!(has_windows) != 0
+}
 
 /// The outermost allocator call of each thread, by the last bits of its tid. Taken: [`CALLS`].
 #[map]
@@ -38,9 +59,9 @@ pub static BUCKETS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static SPILLED: HashMap<LiveKey, LiveBlock> = HashMap::with_max_entries(1 << 16, 0);
 
-/// Element 0: not 0 once a block was spilled. Mostly 0, so that most calls need no lookup there.
-#[map]
-pub static HAS_SPILLED: Array<u32> = Array::with_max_entries(1, 0);
+/// Not 0 once a block was spilled. Mostly 0, so that most calls need no lookup there.
+#[unsafe(link_section = ".bss.spilled")]
+pub static HAS_SPILLED: Variable<u32> = Variable::new(0);
 
 /// Pages that have faulted since user space has looked. Full: [`Loss::FaultMapFull`]. Small where page faults are not
 /// recorded.
@@ -85,35 +106,32 @@ pub static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(1024, BP
 #[map]
 pub static OWNERS: HashMap<u32, u32> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 
-/// Element 0: entries of [`OWNERS`]. Mostly 0, so that most calls need no lookup there.
-#[map]
-pub static SHARER_COUNT: Array<u32> = Array::with_max_entries(1, 0);
+/// Entries of [`OWNERS`]. Mostly 0, so that most calls need no lookup there.
+#[unsafe(link_section = ".bss.sharers")]
+pub static SHARER_COUNT: Variable<u32> = Variable::new(0);
 
-/// Element 0: not 0 from the end of the recording on. No call that begins later counts, so that all counters stay as they
-/// are while the probes are taken off, one after the other.
-#[map]
-pub static STOPPED: Array<u32> = Array::with_max_entries(1, 0);
+/// Not 0 from the end of the recording on. No call that begins later counts, so that all counters stay as they
+/// are while the probes are taken off, one after the other. User space writes it.
+#[unsafe(link_section = ".bss.stopped")]
+pub static STOPPED: Variable<u32> = Variable::new(0);
 
-/// Element 0: the window that is now ([`tracer_common::abi::window`]). User space writes it, where allocations are booked in
-/// windows.
-#[map]
-pub static WINDOW: Array<u64> = Array::with_max_entries(1, 0);
+/// The window that is now ([`tracer_common::abi::window`]). User space writes it, where allocations are booked in windows.
+#[unsafe(link_section = ".bss.window")]
+pub static WINDOW: Variable<u64> = Variable::new(0);
 
 /// The window that is now: of all times alike where there are none.
 #[inline(always)]
 pub fn window() -> u64 {
-    if SETTINGS.load().has_windows == 0 {
+    if setting!(has_windows) == 0 {
         return u64::from(SCALE_ONE);
     }
-    // SAFETY: a map value, which user space writes as a whole.
-    WINDOW.get_ptr(0).map_or(0, |window| unsafe { core::ptr::read_volatile(window) })
+    WINDOW.load()
 }
 
 /// Whether the recording has ended.
 #[inline(always)]
 pub fn has_stopped() -> bool {
-    // SAFETY: a map value, which user space writes once.
-    STOPPED.get_ptr(0).is_some_and(|stopped| unsafe { core::ptr::read_volatile(stopped) } != 0)
+    STOPPED.load() != 0
 }
 
 /// Time of the last exec by tgid, in ns.
@@ -144,9 +162,13 @@ pub static SLOTS: PerCpuArray<Slot> = PerCpuArray::with_max_entries(SLOTS_PER_CP
 #[map]
 pub static TRAILS: Array<Trail> = Array::with_max_entries(TRAILS_PER_CPU, 0);
 
-/// How often mapping sets were changed, after they were: element 0 by user space, element 1 by programs.
-#[map]
-pub static SET_VERSIONS: Array<u64> = Array::with_max_entries(2, 0);
+/// How often user space has changed mapping sets, after it did.
+#[unsafe(link_section = ".bss.sets")]
+pub static SETS_WRITTEN: Variable<u64> = Variable::new(0);
+
+/// How often programs have changed mapping sets, after they did.
+#[unsafe(link_section = ".bss.sets_ended")]
+pub static SETS_ENDED: Variable<u64> = Variable::new(0);
 
 /// Samples of the validate mode; the loader makes it small when that is not used.
 #[map]
@@ -170,7 +192,7 @@ static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// programs of one type only.
 #[inline(always)]
 pub fn forbid_private_stack<C: EbpfContext>(ctx: &C) {
-    if SETTINGS.load().reserved != 0 {
+    if setting!(reserved) != 0 {
         // SAFETY: never reached; an empty slot would fall through.
         let _ = unsafe { NO_PROGRAMS.tail_call(ctx, 0) };
     }

@@ -4,8 +4,7 @@ use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_attach_cookie, prog
 use tracer_common::{abi::LiveKey, cookie::Cookie};
 
 use crate::{
-    block, book, in_flight,
-    map::{self, SETTINGS},
+    block, book, in_flight, map,
     task::{self, Registers},
 };
 
@@ -25,7 +24,7 @@ pub fn enter(ctx: &ProbeContext) {
     let pid_tgid = task::pid_tgid();
     match block::take(LiveKey { tgid: task::memory_owner(pid_tgid), reserved: 0, address }) {
         Some(block) => book::released(&block),
-        None if SETTINGS.load().is_estimate() => {}
+        None if map::is_estimate() => {}
         None => {
             // Inside of an allocator call it is the allocator's own block, or one that is set aside.
             // SAFETY: a map value.

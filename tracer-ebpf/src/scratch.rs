@@ -54,12 +54,18 @@ const _: () = assert!(size_of::<Slot>() <= 32 << 10);
 /// Value of `window_start` when the window holds nothing: no user address is near it.
 pub const NO_WINDOW: u64 = u64::MAX / 2;
 
-/// Claims a slot of this CPU for `owner`; `None` and a count when all are taken.
+/// Claims a slot of this CPU for `owner`: its index, and where it is. `None` and a count when all are taken.
 #[inline(always)]
-pub fn claim(owner: u64) -> Option<u32> {
-    let slot = claim_index(owner as u32, (owner >> 32) as u32);
-    if slot < SLOTS_PER_CPU {
-        Some(slot)
+pub fn claim(owner: u64) -> Option<(u32, *mut Slot)> {
+    // The first one is mostly free: no call for that.
+    let first = SLOTS.get_ptr_mut(0)?;
+    // SAFETY: a map value.
+    if unsafe { atomic::claim(&raw mut (*first).owner, 0, owner) } {
+        return Some((0, first));
+    }
+    let index = claim_index(owner as u32, (owner >> 32) as u32);
+    if index < SLOTS_PER_CPU {
+        Some((index, SLOTS.get_ptr_mut(index)?))
     } else {
         book::tally(Loss::NoScratchSlot, 0);
         None

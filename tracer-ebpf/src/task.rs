@@ -1,7 +1,5 @@
 //! The current task. Its registers are in `machine`.
 
-use core::ptr;
-
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 
 pub use crate::machine::{Registers, system_call};
@@ -24,9 +22,7 @@ pub fn tgid_of(pid_tgid: u64) -> u32 {
 #[inline(always)]
 pub fn memory_owner(pid_tgid: u64) -> u32 {
     let tgid = tgid_of(pid_tgid);
-    // SAFETY: a map value.
-    let shares = SHARER_COUNT.get_ptr(0).is_some_and(|count| unsafe { ptr::read_volatile(count) } != 0);
-    if !shares {
+    if SHARER_COUNT.load() == 0 {
         return tgid;
     }
     // SAFETY: a map value.

@@ -6,13 +6,13 @@
 //! keeps other things in that register.) Reading those words again is several times cheaper than looking up a
 //! rule for each frame. That the words are the same is seen, not assumed from a hash.
 
-use core::ptr;
+use core::{ffi::c_void, ptr};
 
-use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
-use tracer_common::abi::{SLOTS_PER_CPU, TRAIL_WORDS, TRAILS_PER_CPU};
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_probe_read_user};
+use tracer_common::abi::{SLOTS_PER_CPU, TRAIL_WORDS, TRAILS_PER_CPU, WINDOW_BYTES};
 
 use crate::{
-    map::{SET_VERSIONS, SLOTS, TRAILS},
+    map::{SETS_ENDED, SETS_WRITTEN, SLOTS, TRAILS},
     scratch::{NO_WINDOW, Slot},
     walk::{self, Start},
 };
@@ -50,7 +50,8 @@ pub struct Trail {
     count: u32,
     /// 1: it depends on the frame pointer.
     uses_fp: u32,
-    reserved: u32,
+    /// Words of 8 bytes to be read from the first one on, to have them all; 0: a window does not hold these, or they overlap.
+    span_words: u32,
     words: [Word; TRAIL_WORDS],
 }
 
@@ -67,11 +68,7 @@ pub struct Beginning {
 /// How often mapping sets have changed, by user space and by programs: only ever grows. Read before a walk, changed after a set.
 #[inline(always)]
 fn version() -> u64 {
-    let part = |index| {
-        // SAFETY: a map value.
-        SET_VERSIONS.get_ptr(index).map_or(0, |version| unsafe { ptr::read_volatile(version) })
-    };
-    part(0).wrapping_add(part(1))
+    SETS_WRITTEN.load().wrapping_add(SETS_ENDED.load())
 }
 
 /// What is needed to look for a trail, and to keep one; `None` in another slot, and where a walk begins at an instruction that is no
@@ -113,10 +110,36 @@ extern "C" fn has_same_words(slot: u32, index: u32) -> u32 {
     let Some(trail) = TRAILS.get_ptr(index) else { return 0 };
     // SAFETY: map values that only the owner of this CPU's slot uses.
     let (state, trail) = unsafe { (&mut *slot, &*trail) };
+    let count = trail.count as usize;
+    let span_words = trail.span_words;
+    let mut at = 0;
+    if span_words != 0 {
+        // A mask, and no comparison: verifiers before 6.18 lose the bounds in what LLVM makes of that.
+        let span_bytes = 8 * (((span_words - 1) & (WINDOW_BYTES as u32 / 8 - 1)) + 1);
+        let first = trail.words[0].address;
+        let window = state.window.as_mut_ptr();
+        // SAFETY: the destination is the window, of that size at least.
+        if unsafe { bpf_probe_read_user(window.cast(), span_bytes, first as *const c_void) } != 0 {
+            return 0;
+        }
+        while at < TRAIL_WORDS {
+            if at >= count {
+                return 1;
+            }
+            // SAFETY: in bounds, the latter by the mask.
+            unsafe {
+                let word = &*trail.words.as_ptr().add(at);
+                let index = (word.address.wrapping_sub(first) >> 3) as usize & (WINDOW_BYTES / 8 - 1);
+                if ptr::read_volatile(window.add(index)) != word.value {
+                    return 0;
+                }
+            }
+            at += 1;
+        }
+        return 1;
+    }
     state.window_start = NO_WINDOW;
     state.fault = 0;
-    let count = trail.count as usize;
-    let mut at = 0;
     while at < TRAIL_WORDS {
         if at >= count {
             return 1;
@@ -165,18 +188,23 @@ extern "C" fn copy_words(slot: u32, index: u32) -> u32 {
     // SAFETY: map values that only the owner of this CPU's slot uses.
     let (state, trail) = unsafe { (&*slot, &mut *trail) };
     let count = trail.count as usize;
+    let first = state.words[0].address;
+    let mut distances = 0;
     let mut at = 0;
     while at < TRAIL_WORDS {
         if at >= count {
             break;
         }
         // SAFETY: in bounds of both; volatile, or LLVM makes a call of `memcpy` of it.
-        unsafe {
-            let word = ptr::read_volatile(state.words.as_ptr().add(at));
-            ptr::write_volatile(trail.words.as_mut_ptr().add(at), word);
-        }
+        let word = unsafe { ptr::read_volatile(state.words.as_ptr().add(at)) };
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(trail.words.as_mut_ptr().add(at), word) };
+        distances |= word.address.wrapping_sub(first);
         at += 1;
     }
+    // All bits of all distances: not less than the greatest one, and below a window, a power of two, if that is.
+    let fits = count != 0 && distances < WINDOW_BYTES as u64 && distances & 7 == 0;
+    trail.span_words = if fits { distances as u32 / 8 + 1 } else { 0 };
     1
 }
 

@@ -9,7 +9,7 @@ use tracer_common::abi::{Loss, MAX_FRAMES, VALIDATION_PAGES, Validation};
 
 use crate::{
     book,
-    map::{SLOTS, VALIDATIONS},
+    map::VALIDATIONS,
     scratch,
     task::{self, Registers},
     walk,
@@ -20,8 +20,7 @@ use crate::{
 pub fn leave(ctx: &RetProbeContext) {
     let regs = Registers::new(ctx.regs);
     let pid_tgid = task::pid_tgid();
-    let Some(index) = scratch::claim(pid_tgid) else { return };
-    let Some(slot) = SLOTS.get_ptr_mut(index) else { return };
+    let Some((index, slot)) = scratch::claim(pid_tgid) else { return };
     walk::walk(slot, index, task::tgid_of(pid_tgid), regs.start());
     // A full ring is no loss here: the mode samples what the reader can take.
     if let Some(mut entry) = VALIDATIONS.reserve::<Validation>(0) {

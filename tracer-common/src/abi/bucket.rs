@@ -37,13 +37,24 @@ pub struct Bucket {
 }
 layout!(Bucket, 320, [addresses: [u64; BUCKET_PLACES], places: [Place; BUCKET_PLACES]]);
 
-/// The bucket of a block, of `count` ones. (Two rounds of multiplying and shifting, and the upper half of a product in the place
-/// of a remainder: Lemire, ACM Transactions on Modeling and Computer Simulation 29 (2019) 3.)
+/// Where a block is looked for first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Home {
+    /// Its bucket: it is in no other.
+    pub bucket: u32,
+    /// The place that it takes if it is free; below [`BUCKET_PLACES`].
+    pub place: u32,
+}
+
+/// The bucket of a block, of `count` ones, and its place there. (Two rounds of multiplying and shifting, and the upper half of a
+/// product in the place of a remainder: Lemire, ACM Transactions on Modeling and Computer Simulation 29 (2019) 3. The place is
+/// made of bits that the bucket does not depend on.)
 #[inline(always)]
-pub const fn bucket_of(key: LiveKey, count: u32) -> u32 {
+pub const fn home_of(key: LiveKey, count: u32) -> Home {
     let mixed = (key.address ^ (key.tgid as u64) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    (((mixed >> 32) * count as u64) >> 32) as u32
+    let bucket = (((mixed >> 32) * count as u64) >> 32) as u32;
+    Home { bucket, place: mixed as u32 & (BUCKET_PLACES as u32 - 1) }
 }
 
 /// How much room live blocks are given.
@@ -84,7 +95,7 @@ mod tests {
         for index in 0..blocks {
             let address = 0x7f12_3456_0010 + u64::from(index / 2) * stride;
             let key = LiveKey { tgid: 4000 + index % 2, reserved: 0, address };
-            let filled = &mut buckets[bucket_of(key, size.buckets) as usize];
+            let filled = &mut buckets[home_of(key, size.buckets).bucket as usize];
             if *filled == BUCKET_PLACES { spilled += 1 } else { *filled += 1 }
         }
         spilled
@@ -111,7 +122,8 @@ mod tests {
         for address in [0, 1, 16, u64::MAX] {
             for count in [1, 2, 3, 196_608, u32::MAX] {
                 let key = LiveKey { tgid: u32::MAX, reserved: 0, address };
-                assert!(bucket_of(key, count) < count);
+                let home = home_of(key, count);
+                assert!(home.bucket < count && (home.place as usize) < BUCKET_PLACES);
             }
         }
     }

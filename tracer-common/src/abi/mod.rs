@@ -14,7 +14,7 @@ mod mapping_event;
 mod setting;
 mod site;
 
-pub use bucket::{BUCKET_PLACES, Bucket, PLACE_EMPTY, PLACE_WRITTEN, Place, TableSize, bucket_of};
+pub use bucket::{BUCKET_PLACES, Bucket, Home, PLACE_EMPTY, PLACE_WRITTEN, Place, TableSize, home_of};
 pub use call::{
     CALL_BOOKED, CALL_NONE, CALL_UNSAMPLED, CallInFlight, CallPlace, LiveBlock, LiveKey, call_places,
     scale_of_window, window,

@@ -52,10 +52,4 @@ impl Settings {
         call_places: 0,
         padding: 0,
     };
-
-    /// Whether counters are estimates: weights are added, and counts have [`crate::sampling::COUNT_FRACTION_BITS`].
-    #[inline(always)]
-    pub const fn is_estimate(&self) -> bool {
-        self.sample_bytes != 0 || self.has_windows != 0
-    }
 }

@@ -20,8 +20,9 @@ pub struct SiteKey {
 layout!(SiteKey, 16, [tgid: u32, epoch: u32, stack_hash: u64]);
 
 /// Totals of one site since the start of the recording; they only ever grow.
-/// Outstanding = allocated minus freed. Where they are estimates ([`super::Settings::is_estimate`]), blocks add their weight, and
-/// counts have [`crate::sampling::COUNT_FRACTION_BITS`] behind the point.
+/// Outstanding = allocated minus freed. Where they are estimates ([`super::Settings::sample_bytes`],
+/// [`super::Settings::has_windows`]), blocks add their weight, and counts have [`crate::sampling::COUNT_FRACTION_BITS`] behind the
+/// point.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SiteCounters {
@@ -54,8 +55,21 @@ layout!(SiteLifetimes, 256, [counts: [u64; LIFETIME_BUCKETS]]);
 /// The bucket of a lifetime: below [`LIFETIME_BUCKETS`].
 #[inline(always)]
 pub const fn lifetime_bucket(lifetime_ns: u64) -> u32 {
-    let bucket = (lifetime_ns | 1).ilog2().saturating_sub(LIFETIME_FIRST_LOG2);
-    if bucket < LIFETIME_BUCKETS as u32 { bucket } else { LIFETIME_BUCKETS as u32 - 1 }
+    // BPF has no instruction for a logarithm; what LLVM makes of `ilog2` takes as long as an atomic addition.
+    let mut rest = lifetime_ns >> LIFETIME_FIRST_LOG2;
+    if rest >> LIFETIME_BUCKETS != 0 {
+        return LIFETIME_BUCKETS as u32 - 1;
+    }
+    let mut bucket = 0;
+    let mut bits = LIFETIME_BUCKETS as u32 / 2;
+    while bits > 0 {
+        if rest >> bits != 0 {
+            rest >>= bits;
+            bucket += bits;
+        }
+        bits /= 2;
+    }
+    bucket
 }
 
 #[cfg(test)]
@@ -71,6 +85,9 @@ mod tests {
             (2048, 1),
             (4095, 1),
             (4096, 2),
+            ((1 << 26) - 1, 15),
+            (1 << 26, 16),
+            ((1 << 41) - 1, 30),
             (1 << 40, 30),
             (1 << 41, 31),
             (u64::MAX, 31),

@@ -13,6 +13,8 @@ pub struct Evidence {
     pub has_candidates: bool,
     /// An object of it could not be read.
     pub has_unread: bool,
+    /// It has a dynamic linker, and nothing but these two is mapped.
+    pub is_bare: bool,
 }
 
 /// Why no allocator was found.
@@ -28,6 +30,8 @@ pub enum Absence {
     StrippedStatic,
     /// A static program whose symbols tell of no allocator.
     Static,
+    /// Nothing is mapped but a program and its dynamic linker: it has just been started.
+    Starting,
     /// Nothing that is mapped defines one.
     Nothing,
 }
@@ -41,6 +45,7 @@ impl Absence {
             Evidence { is_go: true, .. } => Self::Go,
             Evidence { is_static: true, has_symbols: false, .. } => Self::StrippedStatic,
             Evidence { is_static: true, .. } => Self::Static,
+            Evidence { is_bare: true, .. } => Self::Starting,
             Evidence { .. } => Self::Nothing,
         }
     }
@@ -65,6 +70,10 @@ impl Absence {
                 "it is a static program, and none of its symbols is an allocator's; `--allocator-prefix PREFIX` finds \
                  functions such as PREFIXmalloc"
             }
+            Self::Starting => {
+                "it has only just been started, or uses no library at all: then `--allocator-prefix PREFIX` finds functions \
+                 such as PREFIXmalloc"
+            }
             Self::Nothing => {
                 "none of its files defines malloc; `--allocator-prefix PREFIX` finds functions such as PREFIXmalloc"
             }
@@ -82,6 +91,7 @@ mod tests {
         has_symbols: false,
         has_candidates: false,
         has_unread: false,
+        is_bare: false,
     };
 
     #[test]
@@ -92,6 +102,7 @@ mod tests {
             (Evidence { is_go: true, is_static: true, ..NONE }, Absence::Go, "pprof"),
             (Evidence { is_static: true, ..NONE }, Absence::StrippedStatic, "not stripped"),
             (Evidence { is_static: true, has_symbols: true, ..NONE }, Absence::Static, "--allocator-prefix"),
+            (Evidence { is_bare: true, ..NONE }, Absence::Starting, "only just been started"),
             (NONE, Absence::Nothing, "defines malloc"),
         ];
         for (evidence, absence, word) in cases {

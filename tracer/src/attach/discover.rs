@@ -120,11 +120,13 @@ impl Discoverer {
             };
             if exe.is_some() && exe == identity {
                 self.last.evidence.is_static = known.is_static;
+                self.last.evidence.is_bare = !known.is_static;
                 self.last.evidence.has_symbols = known.has_symbols;
             }
             found.extend(known.allocators.iter().cloned());
             self.last.passed_over.extend(known.passed_over.clone());
         }
+        self.last.evidence.is_bare &= seen.len() <= 2;
         let objects = self.selection.objects.iter().zip(is_mapped);
         self.last.unmatched = objects.filter(|(_, is)| !is).map(|(path, _)| path.clone()).collect();
         Ok(found)

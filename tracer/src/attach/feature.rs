@@ -1,7 +1,7 @@
 //! What this kernel and these privileges allow: available, unsupported and not permitted are three things.
 
 use std::{
-    env, fs,
+    fs,
     os::fd::{FromRawFd, OwnedFd},
     path::Path,
 };
@@ -82,7 +82,6 @@ pub fn require_kernel(release: &str) -> Result<(), AttachError> {
 /// [`AttachError::OldKernel`], [`AttachError::NotPermitted`], [`AttachError::Unsupported`].
 pub fn require_tracing() -> Result<(), AttachError> {
     require_kernel(&release_text())?;
-    require_tried_machine(Machine::HOST, env::var_os(UNTRIED).is_some_and(|wanted| wanted == "aarch64"))?;
     require_page_size(rustix::param::page_size())?;
     let missing = missing_capabilities();
     if !missing.is_empty() {
@@ -123,21 +122,6 @@ pub fn require_tracing() -> Result<(), AttachError> {
         });
     }
     Ok(())
-}
-
-/// Set to `aarch64`, it has recordings made there all the same: for those who try it.
-const UNTRIED: &str = "OFFHEAP_UNTRIED";
-
-/// Refuses a machine on which the programs have never been run: what they would say may be wrong.
-fn require_tried_machine(machine: Machine, is_wanted: bool) -> Result<(), AttachError> {
-    match machine {
-        Machine::Aarch64 if !is_wanted => Err(AttachError::Unsupported {
-            what: "programs of offheap that have been tried (aarch64)",
-            hint: "they were made, but never run, so their numbers may be wrong; `OFFHEAP_UNTRIED=aarch64` runs them all \
-                   the same",
-        }),
-        _ => Ok(()),
-    }
 }
 
 /// Refuses kernels with larger pages, which aarch64 may have: mappings, page tables and faults are counted in pages of 4 KiB.
@@ -245,12 +229,13 @@ pub fn survey() -> Vec<(&'static str, Feature)> {
     };
     let machine = match (Machine::HOST, require_page_size(rustix::param::page_size())) {
         (_, Err(error)) => Feature::Unsupported(error.to_string()),
-        (Machine::X86_64, Ok(())) => Feature::Available(Machine::HOST.name().to_owned()),
-        (Machine::Aarch64, Ok(())) => Feature::Unsupported(
-            "aarch64: never run there, refused without OFFHEAP_UNTRIED=aarch64; programs without a language runtime; no \
-             page faults, no division of resident memory"
-                .to_owned(),
-        ),
+        (machine, Ok(())) => Feature::Available(match machine.reservation() {
+            None => machine.name().to_owned(),
+            Some(reservation) => format!(
+                "{}, {reservation}; programs without a language runtime; no page faults, no division of resident memory",
+                machine.name()
+            ),
+        }),
     };
     vec![
         ("machine", machine),
@@ -332,14 +317,6 @@ mod tests {
         assert_eq!(Release::parse("nonsense"), None);
         assert!(matches!(require_kernel("5.10.0-8-amd64"), Err(AttachError::OldKernel { .. })));
         assert!(require_kernel("5.15.0").is_ok() && require_kernel("6.1.0").is_ok());
-    }
-
-    #[test]
-    fn a_machine_that_was_not_tried_is_refused() {
-        assert!(require_tried_machine(Machine::X86_64, false).is_ok());
-        assert!(require_tried_machine(Machine::Aarch64, true).is_ok());
-        let refused = require_tried_machine(Machine::Aarch64, false).unwrap_err().to_string();
-        assert!(refused.contains("never run") && refused.contains("OFFHEAP_UNTRIED=aarch64"), "{refused}");
     }
 
     #[test]

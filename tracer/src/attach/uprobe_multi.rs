@@ -7,6 +7,7 @@
 
 use std::{
     ffi::CString,
+    ffi::c_char,
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr,
@@ -82,7 +83,7 @@ fn load_once(code: &Code<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
     load.insn_cnt = narrow(code.instructions.len());
     load.license = c"GPL".as_ptr() as u64;
     for (to, from) in load.prog_name.iter_mut().take(15).zip(code.name.bytes()) {
-        *to = from.cast_signed();
+        *to = from as c_char; // signed on some machines only
     }
     if let Some(btf) = code.btf {
         load.prog_btf_fd = number(btf);

@@ -48,8 +48,8 @@ pub fn run(plan: &RecordPlan, verbosity: Verbosity, err: &mut dyn Write) -> Resu
         "page faults can be recorded on x86-64 only: the kernel has no tracepoint for them on {}",
         Machine::HOST.name()
     );
-    if Machine::HOST == Machine::Aarch64 {
-        writeln!(err, "offheap: aarch64 is experimental and untried: these numbers may be wrong")?;
+    if let Some(reservation) = Machine::HOST.reservation() {
+        writeln!(err, "offheap: {}: {reservation}", Machine::HOST.name())?;
     }
     let processes = match &plan.target {
         TargetPlan::Processes(tgids) => {

@@ -5,7 +5,7 @@
 pub enum Machine {
     /// x86-64.
     X86_64,
-    /// 64-bit ARM, little-endian. Experimental: its programs have not been run yet.
+    /// 64-bit ARM, little-endian. Experimental.
     Aarch64,
 }
 
@@ -22,6 +22,16 @@ impl Machine {
         match self {
             Self::X86_64 => "x86-64",
             Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// What is to be said wherever a recording is made on it.
+    pub const fn reservation(self) -> Option<&'static str> {
+        match self {
+            Self::X86_64 => None,
+            Self::Aarch64 => {
+                Some("experimental: offheap was run on emulated machines of this kind, not yet on a real one")
+            }
         }
     }
 

@@ -21,13 +21,13 @@ const BATCHES: usize = 20;
 /// What one probe costs the thread that hits it, in ns, with an empty program.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrapCosts {
-    /// A probe on an instruction that the kernel emulates (`push`).
+    /// A probe on an instruction that the kernel emulates (`push`; `b` on aarch64).
     pub emulated_ns: f64,
     /// A probe on an instruction that the kernel single-steps.
     pub stepped_ns: f64,
     /// What a return probe adds where there is a probe at the entry already.
     pub return_ns: f64,
-    /// A probe on a `ret`, which is single-stepped.
+    /// A probe on a `ret`, which is single-stepped (not on aarch64).
     pub exit_ns: f64,
 }
 
@@ -47,24 +47,23 @@ impl TrapCosts {
 mod place {
     use core::arch::naked_asm;
 
-    #[unsafe(naked)]
-    pub extern "C" fn emulated() {
-        naked_asm!("push rbp", "pop rbp", "ret")
+    macro_rules! functions {
+        ($($name:ident: $x86_64:literal, $aarch64:literal;)+) => {
+            $(#[unsafe(naked)]
+            pub extern "C" fn $name() {
+                #[cfg(target_arch = "x86_64")]
+                naked_asm!($x86_64, "ret");
+                #[cfg(target_arch = "aarch64")]
+                naked_asm!($aarch64, "ret");
+            })+
+        };
     }
 
-    #[unsafe(naked)]
-    pub extern "C" fn returning() {
-        naked_asm!("push rbx", "pop rbx", "ret")
-    }
-
-    #[unsafe(naked)]
-    pub extern "C" fn stepped() {
-        naked_asm!("test rdi, rdi", "ret")
-    }
-
-    #[unsafe(naked)]
-    pub extern "C" fn leaving() {
-        naked_asm!("ret")
+    functions! {
+        emulated: "push rbp; pop rbp", "b 2f; 2:";
+        returning: "push rbx; pop rbx", "b 2f; 2: nop";
+        stepped: "test rdi, rdi", "cmp x0, x0";
+        leaving: "", "";
     }
 }
 

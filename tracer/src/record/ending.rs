@@ -1,6 +1,6 @@
 //! The end of a recording: what is left is read, frames get their names, the capture is closed.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use super::{
     RecordError,
@@ -53,10 +53,13 @@ impl Session {
         // Nobody is followed any more.
         self.options.follow = false;
         self.refresh()?;
+        self.doubt_starting();
         self.sample(elapsed, true)?;
         let running = self.running();
         self.memory_looks.look_into_heaps(&running, elapsed, &mut self.writer)?;
+        let begun = Instant::now();
         live::read_ages(&self.programs.blocks, &mut self.ages)?;
+        log::debug!("live blocks: {:?}", begun.elapsed());
         for member in self.roster.all() {
             member.mappings.add_ages(&mut self.ages);
         }

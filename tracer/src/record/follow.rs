@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     attach::{
-        AttachError, discover, preflight,
+        AttachError,
+        absence::Absence,
+        discover, preflight,
         target::{self, TargetProcess},
     },
     model::{Allocator, AllocatorId, Lens, Process, ProcessEnd, ProcessId, Target},
@@ -360,6 +362,14 @@ impl Session {
         if member.is_some_and(|member| member.absence.take().is_some()) {
             self.losses.short_lived += 1;
         }
+    }
+
+    /// The same of children that have only just executed a program when the recording ends.
+    pub(super) fn doubt_starting(&mut self) {
+        let is_starting = |member: &&Member| !member.is_root && member.absence == Some(Absence::Starting);
+        let starting: Vec<u32> =
+            self.roster.alive().filter(is_starting).map(|member| member.tgid.get()).collect();
+        starting.into_iter().for_each(|tgid| self.doubt_absence(tgid));
     }
 
     /// Takes a process out of the kernel's maps.

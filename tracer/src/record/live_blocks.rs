@@ -8,7 +8,7 @@ use std::{
 
 use aya::maps::MapData;
 use tracer_common::abi::{
-    BUCKET_PLACES, Bucket, LiveBlock, LiveKey, PLACE_EMPTY, PLACE_WRITTEN, Place, TableSize, bucket_of,
+    BUCKET_PLACES, Bucket, LiveBlock, LiveKey, PLACE_EMPTY, PLACE_WRITTEN, Place, TableSize, home_of,
 };
 
 use super::{
@@ -54,7 +54,7 @@ impl LiveBlocks {
     pub fn delete(&self, key: &LiveKey) -> Result<bool, RecordError> {
         let bucket = self.buckets.as_ref().and_then(|buckets| {
             let count = u32::try_from(buckets.count()).ok()?;
-            buckets.place(bucket_of(*key, count))
+            buckets.place(home_of(*key, count).bucket)
         });
         // SAFETY: as in `read`.
         if bucket.is_some_and(|bucket| unsafe { delete_from_bucket(bucket, key) }) {

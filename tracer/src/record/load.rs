@@ -230,14 +230,14 @@ impl Programs {
             blocks: LiveBlocks::new(&buckets, size, spilled)?,
             _mapped: [counters, lifetimes, buckets],
             site_count: typed(&mut bpf, "SITE_COUNT")?,
-            stopped: typed(&mut bpf, "STOPPED")?,
-            window: typed(&mut bpf, "WINDOW")?,
+            stopped: typed(&mut bpf, ".bss.stopped")?,
+            window: typed(&mut bpf, ".bss.window")?,
             tallies: typed(&mut bpf, "TALLIES")?,
             events: typed(&mut bpf, "EVENTS")?,
             validations: typed(&mut bpf, "VALIDATIONS")?,
             execs: typed(&mut bpf, "EXECS")?,
             processes: typed(&mut bpf, "PROCESSES")?,
-            set_versions: typed(&mut bpf, "SET_VERSIONS")?,
+            set_versions: typed(&mut bpf, ".bss.sets")?,
             set_version: 0,
             mappings: typed(&mut bpf, "MAPPINGS")?,
             pages: typed(&mut bpf, "PAGES")?,
@@ -294,7 +294,7 @@ impl Programs {
     /// # Errors
     /// [`RecordError::Map`].
     pub fn stop(&mut self) -> Result<(), RecordError> {
-        let failed = |source| RecordError::Map { operation: "write", map: "STOPPED", source };
+        let failed = |source| RecordError::Map { operation: "write", map: ".bss.stopped", source };
         self.stopped.set(0, 1, 0).map_err(failed)
     }
 
@@ -321,7 +321,7 @@ impl Programs {
     /// Walks that were made before, and are remembered, are not to be trusted any more.
     fn sets_changed(&mut self) -> Result<(), RecordError> {
         self.set_version += 1;
-        let failed = |source| RecordError::Map { operation: "write", map: "SET_VERSIONS", source };
+        let failed = |source| RecordError::Map { operation: "write", map: ".bss.sets", source };
         self.set_versions.set(0, self.set_version, 0).map_err(failed)
     }
 
@@ -330,7 +330,7 @@ impl Programs {
     /// # Errors
     /// [`RecordError::Map`].
     pub fn set_window(&mut self, window: u64) -> Result<(), RecordError> {
-        let failed = |source| RecordError::Map { operation: "write", map: "WINDOW", source };
+        let failed = |source| RecordError::Map { operation: "write", map: ".bss.window", source };
         self.window.set(0, window, 0).map_err(failed)
     }
 

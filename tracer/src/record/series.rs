@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tracer_common::abi::{Loss, SiteCounters, Tally};
@@ -23,6 +23,7 @@ use crate::{attach::absence::Absence, model::ProcessId};
 impl Session {
     /// One line of every series.
     pub(super) fn sample(&mut self, elapsed: Duration, is_last: bool) -> Result<(), RecordError> {
+        let begun = Instant::now();
         self.drain_events()?;
         self.look_at_mappings(MappingBook::wants_look)?;
         if self.faults.as_ref().is_some_and(FaultLens::is_attached) {
@@ -85,6 +86,8 @@ impl Session {
             self.writer.set_budget(&account.into())?;
         }
         self.writer.commit()?;
+        let sites = self.progress.sites;
+        log::debug!("snapshot of {sites} sites, {} changed: {:?}", changed.len(), begun.elapsed());
         Ok(())
     }
 

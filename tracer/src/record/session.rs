@@ -44,7 +44,7 @@ use crate::{
     },
     capture::CaptureWriter,
     managed,
-    model::{EndReason, Lens, ProcessEnd},
+    model::{EndReason, Lens, Machine, ProcessEnd},
 };
 
 /// A recording that has been set up.
@@ -110,6 +110,7 @@ impl Session {
         hints.extend(
             preflight::kernel_faults(&release).iter().map(|fault| format!("kernel {release}: {fault}")),
         );
+        hints.extend(Machine::HOST.reservation().map(|text| format!("{}: {text}", Machine::HOST.name())));
         let mut unexamined = Vec::new();
         for process in processes {
             let facts = process.facts;

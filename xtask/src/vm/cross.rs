@@ -39,14 +39,9 @@ const SIGNED: &[&str] = &["-mbranch-protection=standard"];
 /// The guest: the tests with everything they need, or another program of that machine.
 pub fn image(program: Option<&Path>) -> Result<Image> {
     let busybox = kernel::busybox(Arch::Aarch64)?;
-    let offheap = build(&["--package", "offheap", "--bin", "offheap"], "build", "offheap")?;
-    let mut image = match program {
-        Some(program) => Image::with(program, &busybox, Some(&SYSROOT))?,
-        None => {
-            let tests = ["--package", "tracer-tests", "--test", "kernel", "--no-run"];
-            Image::with(&build(&tests, "test", "kernel")?, &busybox, Some(&SYSROOT))?
-        }
-    };
+    // Both at once: one after the other, cargo would choose other features for either and compile nearly everything twice.
+    let (offheap, tests) = build()?;
+    let mut image = Image::with(program.unwrap_or(&tests), &busybox, Some(&SYSROOT))?;
     image.add_program(&offheap, GUEST_OFFHEAP)?;
     for target in build_targets()? {
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -55,28 +50,40 @@ pub fn image(program: Option<&Path>) -> Result<Image> {
     image.set_variable("OFFHEAP_BIN", GUEST_OFFHEAP);
     image.set_variable("OFFHEAP_TARGETS", GUEST_TARGETS);
     image.set_variable("OFFHEAP_REQUIRE", "1");
-    image.set_variable("OFFHEAP_UNTRIED", "aarch64");
     Ok(image)
 }
 
-/// Builds a program with cargo and gives its path.
-fn build(arguments: &[&str], command: &str, name: &str) -> Result<PathBuf> {
+/// Builds offheap and the tests, and gives their paths.
+fn build() -> Result<(PathBuf, PathBuf)> {
     if find_program(GCC).is_none() || find_program(CXX).is_none() {
         bail!("no {GCC} or no {CXX}: install {PACKAGES}");
     }
     let mut build = cargo();
-    build.args([command, "--release", "--target", TARGET]).args(arguments);
+    build.args([
+        "build",
+        "--release",
+        "--target",
+        TARGET,
+        "--workspace",
+        "--bin",
+        "offheap",
+        "--test",
+        "kernel",
+    ]);
     build.arg("--message-format=json-render-diagnostics");
     build.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", GCC);
     build.env("CC_aarch64_unknown_linux_gnu", GCC);
     let messages = output(&mut build)
         .with_context(|| format!("cannot build for {TARGET} (`rustup target add {TARGET}`, {PACKAGES})"))?;
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == name)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .with_context(|| format!("cargo does not tell where {name} is"))
+    let messages: Vec<Value> = messages.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let path = |name: &str| {
+        messages
+            .iter()
+            .filter(|message| message["target"]["name"] == name)
+            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+            .with_context(|| format!("cargo does not tell where {name} is"))
+    };
+    Ok((path("offheap")?, path("kernel")?))
 }
 
 /// Builds the targets, whose sources are those of every machine.
