@@ -73,6 +73,8 @@ struct Seen {
 pub struct PageBook {
     chunks: BTreeMap<u64, Box<Chunk>>,
     before: BTreeMap<u64, u64>,
+    /// Of these, those that have moved since the last look. What it read before they moved does not show them.
+    moved_before: BTreeMap<u64, u64>,
     populated: Vec<(u64, u64, u32)>,
     sites: HashMap<u32, SitePages>,
     level: u32,
@@ -168,6 +170,7 @@ impl PageBook {
         for page in before {
             let (number, index) = split((page - old.0).saturating_add(new.0));
             *self.before.entry(number).or_default() |= 1 << index;
+            *self.moved_before.entry(number).or_default() |= 1 << index;
         }
         for (page, lifted) in moved {
             self.settle((page - old.0).saturating_add(new.0), lifted);
@@ -209,7 +212,6 @@ impl PageBook {
             claimed: one(chunk.claimed),
             booked: one(chunk.booked),
             write: one(chunk.write),
-            fresh: one(chunk.fresh),
             copied: one(chunk.copied),
             swapped: one(chunk.swapped),
             on_stack: one(chunk.on_stack),
@@ -232,7 +234,8 @@ impl PageBook {
         chunk.claimed |= lifted.claimed << index;
         chunk.booked |= lifted.booked << index;
         chunk.write |= lifted.write << index;
-        chunk.fresh |= lifted.fresh << index;
+        // The page tables may have been read before it moved.
+        chunk.fresh |= 1 << index;
         chunk.copied |= lifted.copied << index;
         chunk.swapped |= lifted.swapped << index;
         chunk.on_stack |= lifted.on_stack << index;
@@ -291,9 +294,11 @@ impl PageBook {
             numbers.extend(self.chunks.range(first..=last).map(|(number, _)| *number));
             for (number, before) in self.before.range_mut(first..=last) {
                 let now = of(number);
-                *before &= now.resident | now.swapped | !mask(*number, *start, *end);
+                let moved = self.moved_before.get(number).copied().unwrap_or(0);
+                *before &= now.resident | now.swapped | moved | !mask(*number, *start, *end);
             }
         }
+        self.moved_before.clear();
         self.before.retain(|_, bits| *bits != 0);
         numbers.dedup();
         for number in numbers {
@@ -333,9 +338,10 @@ impl PageBook {
         let zero = (seen.zero | seen.perhaps_zero) & !resident;
         let now = chunk.held() & resident;
         let new = now & !chunk.booked;
-        let gone = chunk.booked & !resident;
-        // A page may be on its way while the fault is being served: it has until the next look.
-        let waits = chunk.own & chunk.fresh & !resident & !gone;
+        // A page may be on its way while the fault is being served, or moved after the tables were read: it has until the
+        // next look.
+        let gone = chunk.booked & !resident & !chunk.fresh;
+        let waits = chunk.held() & chunk.fresh & !resident;
         let unseen = chunk.own & !chunk.booked & !resident & !waits & !seen.swapped & !zero;
         chunk.swapped = chunk.held() & seen.swapped;
         chunk.fresh = 0;

@@ -173,6 +173,29 @@ fn pages_move_with_their_memory() {
 }
 
 #[test]
+fn what_moves_while_the_tables_are_read_keeps_its_site() {
+    let areas = [area(0, 2000, AreaKind::Anonymous)];
+    let mut book = PageBook::default();
+    book.begin(&areas, &[run(100, 110, PRESENT)]);
+    for page in 110..120 {
+        book.fault(page, &write(1));
+    }
+    let there = [run(100, 120, PRESENT)];
+    look(&mut book, &areas, &there);
+    // They were read at the old place, and at the new one before anything was there.
+    book.move_range((100, 20), (1500, 20));
+    look(&mut book, &areas, &[]);
+    assert_eq!(pages(&book, 1), (10, 10));
+    let looked = look(&mut book, &areas, &[run(1500, 1520, PRESENT)]);
+    assert_eq!((pages(&book, 1), looked.before, looked.unattributed), ((10, 10), 10, 0));
+    // Gone is what is not there at the next look either.
+    book.move_range((1500, 20), (100, 20));
+    look(&mut book, &areas, &[]);
+    let looked = look(&mut book, &areas, &[]);
+    assert_eq!((pages(&book, 1), looked.before, book.held()), ((0, 10), 0, 0));
+}
+
+#[test]
 fn swapped_pages_are_counted_apart() {
     let areas = [area(0, 100, AreaKind::Anonymous)];
     let mut book = PageBook::default();

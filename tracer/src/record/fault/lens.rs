@@ -11,14 +11,14 @@ use aya::{
     maps::{Map, MapData},
 };
 use tracer_common::abi::{
-    MAX_FAULT_LEVEL, MappingEvent, OPERATION_MAP, OPERATION_REMAP, OPERATION_UNMAP, PageFault, PageKey,
-    SiteCounters,
+    MAX_FAULT_LEVEL, OPERATION_MAP, OPERATION_REMAP, OPERATION_UNMAP, PageFault, PageKey, SiteCounters,
 };
 
 use super::{
     area::{self, Area},
     book::{Looked, PageBook},
     hooks::FaultHooks,
+    order::{Change, Happened, Waiting},
     pagemap::{PAGE_BYTES, PageRun, Pagemap},
     state::FaultState,
 };
@@ -31,36 +31,6 @@ use crate::{
 const LOOK_SHARE: u32 = 20;
 /// Without a way to skip holes, mappings larger than this are not looked at for what was there before.
 const MAX_HOLES_PAGES: u64 = (64 << 30) / PAGE_BYTES;
-
-/// What happens to memory besides faults, in the order of its time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// A range moved, or was populated.
-    Range(MappingEvent),
-    /// The process executed another program.
-    Exec {
-        /// Process.
-        tgid: u32,
-        /// `CLOCK_MONOTONIC`.
-        time_ns: u64,
-    },
-}
-
-impl Change {
-    fn tgid(&self) -> u32 {
-        match self {
-            Self::Range(event) => event.header.tgid,
-            Self::Exec { tgid, .. } => *tgid,
-        }
-    }
-
-    fn time_ns(&self) -> u64 {
-        match self {
-            Self::Range(event) => event.header.value,
-            Self::Exec { time_ns, .. } => *time_ns,
-        }
-    }
-}
 
 /// The book of a process, and what its last look at everything came to.
 #[derive(Debug, Default)]
@@ -96,7 +66,7 @@ pub struct FaultLens {
     state: FaultState,
     max_pages: u64,
     level: u32,
-    taken: Vec<(PageKey, PageFault)>,
+    waiting: Waiting,
     alive: BTreeMap<u32, Tracked>,
     ended: Vec<(u32, Tracked)>,
     next_look: Option<Instant>,
@@ -123,7 +93,7 @@ impl FaultLens {
             state,
             max_pages: u64::from(max_pages),
             level: 0,
-            taken: Vec::new(),
+            waiting: Waiting::default(),
             alive: BTreeMap::new(),
             ended: Vec::new(),
             next_look: None,
@@ -149,38 +119,31 @@ impl FaultLens {
         self.hooks.skipped_runs(bpf)
     }
 
-    /// Takes the pages that wait out of the kernel's map. The ring has to be emptied before they are applied.
+    /// Takes the pages that wait out of the kernel's map. The ring has to be emptied before (see `order`).
     ///
     /// # Errors
     /// [`RecordError::MapCall`].
     pub fn take(&mut self) -> Result<(), RecordError> {
-        let before = self.taken.len();
-        let taken = &mut self.taken;
+        let (mut taken, waiting) = (0, &mut self.waiting);
         kernel_map::take_hash::<PageKey, PageFault>(self.faults.fd().as_fd(), "FAULTS", |key, fault| {
-            taken.push((*key, *fault));
+            waiting.add_fault(*key, *fault);
+            taken += 1;
         })?;
-        self.state.add_taken(u64::try_from(self.taken.len() - before).unwrap_or(0));
+        self.state.add_taken(taken);
         Ok(())
     }
 
-    /// Books what was taken, and what has changed meanwhile, in the order of time.
-    pub fn apply(&mut self, mut changes: Vec<Change>) {
+    /// Books what was taken, and these changes, as far as it happened before `time_ns`: when the ring was about to be
+    /// emptied.
+    pub fn apply(&mut self, changes: Vec<Change>, time_ns: u64) {
         self.follow_level(self.state.level());
-        changes.sort_by_key(Change::time_ns);
-        let mut taken = std::mem::take(&mut self.taken);
-        taken.sort_unstable_by_key(|(_, fault)| fault.time_ns);
-        let mut faults = taken.iter().peekable();
-        for change in &changes {
-            while let Some((key, fault)) = faults.next_if(|(_, fault)| fault.time_ns < change.time_ns()) {
-                self.book_of(key.tgid).fault(key.page, fault);
+        self.waiting.add_changes(changes);
+        for happened in self.waiting.take_before(time_ns) {
+            match happened {
+                Happened::Fault(key, fault) => self.book_of(key.tgid).fault(key.page, &fault),
+                Happened::Change(change) => self.change(&change),
             }
-            self.change(change);
         }
-        for (key, fault) in faults {
-            self.book_of(key.tgid).fault(key.page, fault);
-        }
-        taken.clear();
-        self.taken = taken;
         while self.held() > self.max_pages && self.level < MAX_FAULT_LEVEL {
             self.state.raise(self.level + 1);
             self.follow_level(self.level + 1);

@@ -10,13 +10,15 @@ mod chunk;
 mod classes;
 mod hooks;
 mod lens;
+mod order;
 mod pagemap;
 mod resident;
 mod state;
 mod summary;
 mod wiring;
 
-pub use lens::{Change, FaultLens};
+pub use lens::FaultLens;
+pub use order::Change;
 pub use wiring::FaultLosses;
 
 /// Pages that can be in the books before they are sampled: 64 GiB of growth, for 100 MB of our own memory.

@@ -17,7 +17,7 @@ use crate::{
     attach::maps,
     managed::{self, Region},
     model::{FrameId, Lens, Location, MemoryClass},
-    record::{RecordError, session::Session},
+    record::{RecordError, clock, session::Session},
 };
 
 /// What a site's lost rows say of the lens.
@@ -74,15 +74,18 @@ impl Session {
         Ok(())
     }
 
-    /// Books the faults that wait in the kernel. The ring is emptied in between: what has moved or executed before one
-    /// of them is known then.
+    /// Books what has happened until now. The ring is emptied before the faults are taken: what was touched before it moved
+    /// is known then.
     pub(in crate::record) fn settle_faults(&mut self) -> Result<(), RecordError> {
-        let Some(lens) = &mut self.faults else { return Ok(()) };
-        lens.take()?;
+        if self.faults.is_none() {
+            return Ok(());
+        }
+        let now_ns = clock::monotonic_ns();
         self.drain_events()?;
         let changes = std::mem::take(&mut self.fault_changes);
         if let Some(lens) = &mut self.faults {
-            lens.apply(changes);
+            lens.take()?;
+            lens.apply(changes, now_ns);
         }
         Ok(())
     }
