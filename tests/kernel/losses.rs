@@ -6,6 +6,7 @@
 use anyhow::ensure;
 use tracer_tests::bpf::Map;
 use tracer_tests::report::{MALLOC, Report};
+use tracer_tests::require::Need;
 use tracer_tests::target::Target;
 use tracer_tests::tracer::{COMPLETE, Finished, Recording};
 use tracer_tests::{Result, require};
@@ -242,11 +243,7 @@ fn sizes_outside_the_range() -> Result {
 #[test]
 fn interning_race() -> Result {
     const ROUNDS: u64 = 4000;
-    require!();
-    ensure!(
-        std::thread::available_parallelism()?.get() >= 2,
-        "no two threads intern at the same moment on one CPU"
-    );
+    require!(Need::Cpus(2));
     let finished = record_careless(&[], |_| Ok(()), &[&format!("race {ROUNDS} 100")])?;
     finished.ensure_told("interning-race", false)?;
     let report = finished.report()?;

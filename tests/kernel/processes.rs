@@ -146,6 +146,28 @@ fn many_brief_children() -> Result {
     Ok(())
 }
 
+/// A child that has executed a program of which nothing has run yet when the recording ends: only its dynamic linker is there,
+/// and that it has no allocator says nothing.
+#[test]
+fn a_child_that_has_not_started_yet() -> Result {
+    require!();
+    let mut target = Target::start("family")?;
+    let pid = target.pid();
+    let mut recording = Recording::attach(&target, &["-v"])?;
+    target.order("leak 2 8")?;
+    let child = target.order_child_by("hold")?;
+    recording.wait_until_said(&format!("process {child} runs another program"))?;
+    let finished = recording.stop()?;
+    target.order("unhold")?;
+    target.finish_well()?;
+    finished.expect_status(COMPLETE)?;
+    let report = finished.report()?;
+    ensure_only(&report, pid, "site_leak", (16, 2))?;
+    let told = (report.loss("short-lived-child").0, report.loss("no-allocator").0);
+    ensure!(told == (1, 0), "{told:?}: {:?}", report.losses());
+    Ok(())
+}
+
 #[test]
 fn exec_ends_all_records() -> Result {
     require!();

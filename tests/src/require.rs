@@ -17,6 +17,8 @@ pub enum Need {
     Program(&'static str),
     /// A file or folder.
     File(&'static str),
+    /// So many CPUs, for what happens on two of them at the same moment.
+    Cpus(usize),
 }
 
 impl Need {
@@ -25,6 +27,10 @@ impl Need {
             // SAFETY: takes no arguments and cannot fail.
             Self::Root => (unsafe { libc::geteuid() } != 0).then(|| "root".to_owned()),
             Self::Program(name) => find_program(name).is_none().then(|| format!("`{name}`")),
+            Self::Cpus(count) => {
+                let has = std::thread::available_parallelism().map_or(1, usize::from);
+                (has < count).then(|| format!("{count} CPUs"))
+            }
             Self::File(path) => (!Path::new(path).exists()).then(|| format!("`{path}`")),
         }
     }
@@ -55,7 +61,7 @@ pub fn available(needs: &[Need]) -> Result<bool> {
         return Ok(true);
     }
     if env::var_os("OFFHEAP_REQUIRE").is_some() {
-        bail!("needs {}: `cargo xtask setup` installs it", missing.join(", "));
+        bail!("needs {} (`cargo xtask setup` installs programs and files)", missing.join(", "));
     }
     eprintln!("skipped: needs {}", missing.join(", "));
     Ok(false)

@@ -113,7 +113,12 @@ impl Target {
 
     /// The same for an order to a family that makes a child; gives the child's process id.
     pub fn order_child(&mut self) -> Result<u32> {
-        self.send("fork")?;
+        self.order_child_by("fork")
+    }
+
+    /// The same by another order.
+    pub fn order_child_by(&mut self, order: &str) -> Result<u32> {
+        self.send(order)?;
         let line = self.output.wait_for("`child`", |line| line.starts_with("child "))?;
         self.output.wait_for("`done`", |line| line == "done")?;
         line.trim_start_matches("child ").parse().context("not a process id")

@@ -10,6 +10,8 @@
  *   brief COUNT             makes children that leak one block and exit at once, one after the other
  *   sharing COUNT BYTES     a child that shares the memory (CLONE_VM | CLONE_VFORK) allocates blocks and exits
  *   exec                    runs this program anew, which says `ready`
+ *   hold                    makes a child that runs this program anew and stands still before its first instruction
+ *   unhold                  kills that child
  *   open PATH               loads a library
  *   via COUNT BYTES         allocates blocks by the `malloc` of that library
  */
@@ -18,6 +20,8 @@
 
 #include <dlfcn.h>
 #include <sched.h>
+#include <signal.h>
+#include <sys/ptrace.h>
 #include <sys/wait.h>
 
 enum { MAX_CHILDREN = 8, MAX_KEPT = 64, SHARED_STACK_BYTES = 64 << 10 };
@@ -145,6 +149,31 @@ static void brief_children(unsigned long count)
     }
 }
 
+static pid_t held;
+
+static void hold(char **argv)
+{
+    int status;
+    char text[32];
+    held = fork();
+    MUST(held >= 0);
+    if (held == 0) {
+        ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+        execv("/proc/self/exe", argv);
+        _exit(1);
+    }
+    /* A traced process stops at its exec, when the kernel has mapped the program and its dynamic linker. */
+    MUST(waitpid(held, &status, 0) == held && WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP);
+    snprintf(text, sizeof text, "child %d\n", (int)held);
+    target_say(text);
+}
+
+static void unhold(void)
+{
+    int status;
+    MUST(kill(held, SIGKILL) == 0 && waitpid(held, &status, 0) == held && WIFSIGNALED(status));
+}
+
 static void open_library(const char *path)
 {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -183,7 +212,11 @@ int main(int argc, char **argv)
         else if (!strcmp(verb, "exec")) {
             execv("/proc/self/exe", argv);
             return 95;
-        } else if (!strcmp(verb, "open"))
+        } else if (!strcmp(verb, "hold"))
+            hold(argv);
+        else if (!strcmp(verb, "unhold"))
+            unhold();
+        else if (!strcmp(verb, "open"))
             open_library(line + rest + 1);
         else if (!strcmp(verb, "via"))
             site_via_library(first, second);

@@ -126,6 +126,15 @@ static SITE void site_moved(char *base, size_t bytes)
     KEEP(base);
 }
 
+/* Where others have just moved away. */
+static SITE void site_reused(char *base, size_t bytes)
+{
+    MUST(mmap(base, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == base);
+    MUST(madvise(base, bytes, MADV_NOHUGEPAGE) == 0);
+    touch(base, bytes);
+    KEEP(base);
+}
+
 static SITE void site_populated(void)
 {
     char *base = mmap(NULL, 3 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -221,6 +230,8 @@ int main(void)
     MUST(place != MAP_FAILED);
     MUST(mremap(moving, 4 * MIB, 8 * MIB, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place);
     expect_resident("site_moved", 4 * MIB);
+    site_reused(moving, 2 * MIB);
+    expect_resident("site_reused", 2 * MIB);
 
     site_populated();
     expect_resident("site_populated", 3 * MIB);

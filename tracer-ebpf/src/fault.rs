@@ -20,7 +20,7 @@ use tracer_common::abi::{
 use crate::{
     atomic, book, in_flight,
     intern::{self, Origin},
-    map::{EVENTS, FAULT_STATE, FAULTS, PROCESSES, setting},
+    map::{EVENTS, FAULT_STATE, FAULTS, MOVES, PROCESSES, setting},
     scratch,
     syscall::{self, Caller},
     task::{self, Registers, system_call},
@@ -99,7 +99,7 @@ fn fault(ctx: &RawTracePointContext, (pid_tgid, tgid): (u64, u32), (leaf, flags)
     {
         flags |= FAULT_ON_STACK;
     }
-    let key = PageKey { tgid, reserved: 0, page };
+    let key = PageKey { tgid, moves: MOVES.load(), page };
     note(key, PageFault { time_ns: book::now_ns(), site, flags }, level);
 }
 
@@ -222,6 +222,9 @@ fn moved(caller: &Caller) {
     event.length = length;
     event.old_address = old_address;
     event.old_length = old_length;
+    // Before the thread can touch the old place again: what it touched there until now keeps its record.
+    // SAFETY: a variable that all sides change atomically.
+    unsafe { atomic::fetch_add(MOVES.as_ptr(), 1) };
     send(event);
 }
 

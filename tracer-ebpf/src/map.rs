@@ -68,6 +68,10 @@ pub static HAS_SPILLED: Variable<u32> = Variable::new(0);
 #[map]
 pub static FAULTS: HashMap<PageKey, PageFault> = HashMap::with_max_entries(1 << 19, 0);
 
+/// [`PageKey::moves`].
+#[unsafe(link_section = ".bss.moves")]
+pub static MOVES: Variable<u32> = Variable::new(0);
+
 /// `FAULTS_` and `FAULT_LEVEL_` elements, each written by one side only; user space maps them.
 #[map]
 pub static FAULT_STATE: Array<u64> = Array::with_max_entries(FAULT_STATES, BPF_F_MMAPABLE);

@@ -189,7 +189,7 @@ extern "C" fn copy_words(slot: u32, index: u32) -> u32 {
     let (state, trail) = unsafe { (&*slot, &mut *trail) };
     let count = trail.count as usize;
     let first = state.words[0].address;
-    let mut distances = 0;
+    let (mut farthest, mut distances) = (0, 0);
     let mut at = 0;
     while at < TRAIL_WORDS {
         if at >= count {
@@ -199,12 +199,14 @@ extern "C" fn copy_words(slot: u32, index: u32) -> u32 {
         let word = unsafe { ptr::read_volatile(state.words.as_ptr().add(at)) };
         // SAFETY: as above.
         unsafe { ptr::write_volatile(trail.words.as_mut_ptr().add(at), word) };
-        distances |= word.address.wrapping_sub(first);
+        let distance = word.address.wrapping_sub(first);
+        farthest = if distance > farthest { distance } else { farthest };
+        distances |= distance;
         at += 1;
     }
-    // All bits of all distances: not less than the greatest one, and below a window, a power of two, if that is.
-    let fits = count != 0 && distances < WINDOW_BYTES as u64 && distances & 7 == 0;
-    trail.span_words = if fits { distances as u32 / 8 + 1 } else { 0 };
+    // Up to the last word that the walk has read, and no further: behind that may be nothing.
+    let fits = count != 0 && farthest < WINDOW_BYTES as u64 && distances & 7 == 0;
+    trail.span_words = if fits { farthest as u32 / 8 + 1 } else { 0 };
     1
 }
 

@@ -15,6 +15,7 @@ unsafe impl<T> Sync for Variable<T> {}
 impl<T: Copy> Variable<T> {
     /// What it begins with: 0, where the section is one of `.bss`.
     pub const fn new(value: T) -> Self {
+        const { assert!(size_of::<T>() <= 8, "larger ones are not accessed as a whole") };
         Self(UnsafeCell::new(value))
     }
 

@@ -8,12 +8,12 @@ use super::layout;
 pub struct PageKey {
     /// The process whose memory it is.
     pub tgid: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How often memory had moved, in any of the processes: faults on one page before and after it did are two.
+    pub moves: u32,
     /// Address divided by 4096.
     pub page: u64,
 }
-layout!(PageKey, 16, [tgid: u32, reserved: u32, page: u64]);
+layout!(PageKey, 16, [tgid: u32, moves: u32, page: u64]);
 
 /// The last fault of a page.
 #[repr(C)]

@@ -1,6 +1,10 @@
 //! Processes join and leave a recording: fork, exec, exit, control groups.
 
-use std::{collections::BTreeSet, num::NonZeroU32};
+use std::{
+    collections::BTreeSet,
+    num::NonZeroU32,
+    time::{Duration, Instant},
+};
 
 use super::{
     RecordError,
@@ -25,6 +29,9 @@ use crate::{
     symbolize::PerfMapSource,
 };
 
+/// A process whose dynamic linker has mapped no library for longer than this does without any.
+const LONGEST_START: Duration = Duration::from_secs(10);
+
 /// A process that was asked for.
 pub(super) fn root(
     process: TargetProcess,
@@ -48,6 +55,7 @@ fn member(
         is_root: false,
         programs: vec![program(process.target, process.uid, row, epoch, hints)],
         code: ProcessCode::new(tgid, epoch),
+        began: Instant::now(),
         mappings: MappingBook::default(),
         regions: None,
         absence: None,
@@ -304,6 +312,7 @@ impl Session {
         let program = program(process.target, process.uid, id, epoch, &mut self.hints);
         let Some(member) = self.roster.get_mut(tgid) else { return Ok(()) };
         member.programs.push(program);
+        member.began = Instant::now();
         log::info!("process {tgid} runs another program");
         let row = row(member, Some(old), nanoseconds(self.started.elapsed()));
         Ok(self.writer.add_process(&row)?)
@@ -366,7 +375,11 @@ impl Session {
 
     /// The same of children that have only just executed a program when the recording ends.
     pub(super) fn doubt_starting(&mut self) {
-        let is_starting = |member: &&Member| !member.is_root && member.absence == Some(Absence::Starting);
+        let is_starting = |member: &&Member| {
+            !member.is_root
+                && member.absence == Some(Absence::Starting)
+                && member.began.elapsed() < LONGEST_START
+        };
         let starting: Vec<u32> =
             self.roster.alive().filter(is_starting).map(|member| member.tgid.get()).collect();
         starting.into_iter().for_each(|tgid| self.doubt_absence(tgid));

@@ -3,7 +3,7 @@
 use std::{
     num::NonZeroU32,
     os::fd::{AsFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::io::unix::AsyncFd;
@@ -27,6 +27,8 @@ use crate::{
 pub(super) const REFRESH_PAUSE: Duration = Duration::from_millis(2);
 /// Longest, for targets whose mappings change all the time without new code.
 const REFRESH_PAUSE_MAX: Duration = Duration::from_millis(100);
+/// How long a program may take to write an event: it can be preempted meanwhile.
+const WRITING: Duration = Duration::from_millis(10);
 
 impl Session {
     pub(super) fn watch_fds(&self) -> std::io::Result<Vec<AsyncFd<OwnedFd>>> {
@@ -64,7 +66,24 @@ impl Session {
             if changed { REFRESH_PAUSE } else { (self.refresh_pause * 2).min(REFRESH_PAUSE_MAX) };
     }
 
-    /// Takes everything out of the event ring.
+    /// Takes out of the event ring what has been written until now, also what is just being written. False if that did not end in
+    /// time.
+    pub(super) fn drain_written_events(&mut self) -> Result<bool, RecordError> {
+        let written = self.programs.events.written();
+        let deadline = Instant::now() + WRITING;
+        loop {
+            self.drain_events()?;
+            if self.programs.events.has_read(written) {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Takes everything out of the event ring that is complete.
     pub(super) fn drain_events(&mut self) -> Result<(), RecordError> {
         self.programs.flush_log();
         let mut events = Vec::new();

@@ -19,6 +19,7 @@ use super::{
     kernel_map::{Abi, MappedArray, program_info, skipped_runs},
     live_blocks::LiveBlocks,
     multi::MultiPrograms,
+    ring::EventRing,
     weighing::Weighing,
 };
 use crate::attach::{
@@ -163,7 +164,7 @@ pub struct Programs {
     /// Losses.
     pub tallies: PerCpuArray<MapData, Abi<Tally>>,
     /// New stacks and lifecycle events.
-    pub events: RingBuf<MapData>,
+    pub events: EventRing,
     /// Samples of the validate mode.
     pub validations: RingBuf<MapData>,
     /// Live blocks.
@@ -233,7 +234,7 @@ impl Programs {
             stopped: typed(&mut bpf, ".bss.stopped")?,
             window: typed(&mut bpf, ".bss.window")?,
             tallies: typed(&mut bpf, "TALLIES")?,
-            events: typed(&mut bpf, "EVENTS")?,
+            events: EventRing::map(typed(&mut bpf, "EVENTS")?)?,
             validations: typed(&mut bpf, "VALIDATIONS")?,
             execs: typed(&mut bpf, "EXECS")?,
             processes: typed(&mut bpf, "PROCESSES")?,

@@ -1,6 +1,6 @@
 //! One process of a recording.
 
-use std::{num::NonZeroU32, os::fd::OwnedFd};
+use std::{num::NonZeroU32, os::fd::OwnedFd, time::Instant};
 
 use super::{link::Links, mapping::MappingBook, process_code::ProcessCode};
 use crate::{
@@ -32,6 +32,8 @@ pub struct Member {
     pub programs: Vec<Program>,
     /// Its code.
     pub code: ProcessCode,
+    /// When it was seen to begin with what it runs now.
+    pub began: Instant,
     /// What it has mapped.
     pub mappings: MappingBook,
     /// Which ranges its runtime uses for what, at the last look; `None` where that is not known.

@@ -31,6 +31,7 @@ mod options;
 mod probe;
 mod process_code;
 mod rights;
+mod ring;
 mod roster;
 mod rss;
 mod series;

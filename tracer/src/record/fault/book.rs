@@ -73,8 +73,10 @@ struct Seen {
 pub struct PageBook {
     chunks: BTreeMap<u64, Box<Chunk>>,
     before: BTreeMap<u64, u64>,
-    /// Of these, those that have moved since the last look. What it read before they moved does not show them.
+    /// Of these, those that have moved here since the last look. Page tables that were read before do not show them.
     moved_before: BTreeMap<u64, u64>,
+    /// From where pages have moved away since the last look. Page tables that were read before show them still.
+    moved_away: BTreeMap<u64, u64>,
     populated: Vec<(u64, u64, u32)>,
     sites: HashMap<u32, SitePages>,
     level: u32,
@@ -112,8 +114,11 @@ impl PageBook {
         let (number, index) = split(page);
         let bit = 1u64 << index;
         let is_fresh = fault.flags & FAULT_FRESH != 0;
-        // What is there at the begin is not known yet: a page that a fault finds there was.
-        let mut is_copy = self.start_pages.is_none() && !is_fresh;
+        let chunk = self.chunks.entry(number).or_insert_with(|| Box::new(Chunk::EMPTY));
+        // What is there at the begin is not known yet: a page that its first fault finds there was.
+        let is_known = chunk.own & bit != 0;
+        let was_there = if is_known { chunk.copied & bit != 0 } else { self.start_pages.is_none() };
+        let mut is_copy = was_there && !is_fresh;
         if let Some(before) = self.before.get_mut(&number)
             && *before & bit != 0
         {
@@ -121,11 +126,9 @@ impl PageBook {
             *before &= !bit;
             is_copy = !is_fresh;
         }
-        let chunk = self.chunks.entry(number).or_insert_with(|| Box::new(Chunk::EMPTY));
         if chunk.held() & bit == 0 {
             self.held += 1;
         }
-        is_copy |= chunk.copied & bit != 0 && !is_fresh;
         let was_booked = chunk.booked & bit != 0;
         let old = chunk.site(index);
         chunk.forget(bit);
@@ -158,12 +161,14 @@ impl PageBook {
             );
             chunk.forget(taken);
             self.held -= u64::from(taken.count_ones());
+            *self.moved_away.entry(*number).or_default() |= taken;
         }
         self.chunks.retain(|number, chunk| !(first..=last).contains(number) || chunk.held() != 0);
         let mut before = Vec::new();
         for (number, word) in self.before.range_mut(first..=last) {
             let taken = *word & mask(*number, old.0, end);
             *word &= !taken;
+            *self.moved_away.entry(*number).or_default() |= taken;
             before.extend(bits(taken).map(|index| (number << CHUNK_SHIFT) + u64::from(index)));
         }
         self.drop_range(new.0, new.0.saturating_add(new.1));
@@ -307,7 +312,16 @@ impl PageBook {
         self.claim(&seen, areas);
         self.chunks.retain(|_, chunk| chunk.held() != 0);
         self.populated.clear();
-        self.sum(&seen)
+        let looked = self.sum(&seen);
+        self.moved_away.clear();
+        looked
+    }
+
+    /// Resident pages of a chunk that nobody has.
+    fn unowned(&self, number: u64, seen: &Seen) -> u64 {
+        let of = |map: &BTreeMap<u64, u64>| map.get(&number).copied().unwrap_or(0);
+        let held = self.chunks.get(&number).map_or(0, |chunk| chunk.held());
+        seen.resident & !held & !of(&self.before) & !of(&self.moved_away)
     }
 
     fn sum(&self, seen: &[(u64, Seen)]) -> Looked {
@@ -316,15 +330,15 @@ impl PageBook {
         for (number, seen) in seen {
             let chunk = self.chunks.get(number);
             let before = self.before.get(number).copied().unwrap_or(0) & seen.resident;
-            let held = chunk.map_or(0, |chunk| chunk.booked);
+            // What has moved is booked where it is, though these page tables may show it elsewhere.
+            let held = chunk.map_or(0, |chunk| chunk.booked & seen.resident);
             looked.resident += count(seen.resident);
             looked.before += count(before);
             looked.of_sites += count(held);
             looked.copied += chunk.map_or(0, |chunk| count(chunk.copied & held));
             looked.swapped += chunk.map_or(0, |chunk| count(chunk.swapped));
-            let own_fault = chunk.map_or(0, |chunk| chunk.held());
             if is_admitted(number << CHUNK_SHIFT, self.level) {
-                looked.unattributed += count(seen.resident & !before & !own_fault);
+                looked.unattributed += count(self.unowned(*number, seen));
             }
         }
         looked
@@ -340,7 +354,7 @@ impl PageBook {
         let new = now & !chunk.booked;
         // A page may be on its way while the fault is being served, or moved after the tables were read: it has until the
         // next look.
-        let gone = chunk.booked & !resident & !chunk.fresh;
+        let gone = chunk.booked & !resident & (!chunk.fresh | seen.swapped);
         let waits = chunk.held() & chunk.fresh & !resident;
         let unseen = chunk.own & !chunk.booked & !resident & !waits & !seen.swapped & !zero;
         chunk.swapped = chunk.held() & seen.swapped;
@@ -369,9 +383,7 @@ impl PageBook {
     fn claim(&mut self, seen: &[(u64, Seen)], areas: &[Area]) {
         let mut claims = Vec::new();
         for (number, seen) in seen {
-            let held = self.chunks.get(number).map_or(0, |chunk| chunk.held());
-            let before = self.before.get(number).copied().unwrap_or(0);
-            let free = seen.resident & !held & !before;
+            let free = self.unowned(*number, seen);
             if free == 0 || !is_admitted(number << CHUNK_SHIFT, self.level) {
                 continue;
             }
@@ -478,6 +490,8 @@ impl PageBook {
             }
         }
         self.before.clear();
+        self.moved_before.clear();
+        self.moved_away.clear();
         self.populated.clear();
         self.held = 0;
         // Nothing of the new program was there before.
@@ -488,7 +502,7 @@ impl PageBook {
     pub fn end(&mut self) {
         let mut new = Vec::new();
         for chunk in self.chunks.values_mut() {
-            let unseen = chunk.own & chunk.fresh & !chunk.booked;
+            let unseen = chunk.own & chunk.fresh & !chunk.booked & !chunk.swapped;
             new.extend(bits(unseen).map(|index| chunk.site(index)));
             chunk.booked |= unseen;
             chunk.fresh = 0;

@@ -49,6 +49,10 @@ pub struct Tracked {
     pub has_ended: bool,
 }
 
+/// How many times in a row events are left for the next time. A program that stands still for so long was killed, or the machine
+/// is beyond help: then what is known has to do.
+const MAX_DELAYS: u32 = 2;
+
 /// What the page tables of a process say.
 #[derive(Debug, Default)]
 pub struct Scan {
@@ -67,6 +71,7 @@ pub struct FaultLens {
     max_pages: u64,
     level: u32,
     waiting: Waiting,
+    delays: u32,
     alive: BTreeMap<u32, Tracked>,
     ended: Vec<(u32, Tracked)>,
     next_look: Option<Instant>,
@@ -94,6 +99,7 @@ impl FaultLens {
             max_pages: u64::from(max_pages),
             level: 0,
             waiting: Waiting::default(),
+            delays: 0,
             alive: BTreeMap::new(),
             ended: Vec::new(),
             next_look: None,
@@ -134,10 +140,15 @@ impl FaultLens {
     }
 
     /// Books what was taken, and these changes, as far as it happened before `time_ns`: when the ring was about to be
-    /// emptied.
-    pub fn apply(&mut self, changes: Vec<Change>, time_ns: u64) {
+    /// emptied. False if it was left for the next time, since the ring could not be emptied.
+    pub fn apply(&mut self, changes: Vec<Change>, time_ns: u64, is_emptied: bool) -> bool {
         self.follow_level(self.state.level());
         self.waiting.add_changes(changes);
+        if !is_emptied && self.delays < MAX_DELAYS {
+            self.delays += 1;
+            return false;
+        }
+        self.delays = 0;
         for happened in self.waiting.take_before(time_ns) {
             match happened {
                 Happened::Fault(key, fault) => self.book_of(key.tgid).fault(key.page, &fault),
@@ -148,6 +159,7 @@ impl FaultLens {
             self.state.raise(self.level + 1);
             self.follow_level(self.level + 1);
         }
+        true
     }
 
     fn book_of(&mut self, tgid: u32) -> &mut PageBook {

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     fn fault(page: u64, time_ns: u64) -> Happened {
-        let key = PageKey { tgid: 7, reserved: 0, page };
+        let key = PageKey { tgid: 7, moves: 0, page };
         Happened::Fault(key, PageFault { time_ns, site: 1, flags: 0 })
     }
 

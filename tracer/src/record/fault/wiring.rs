@@ -66,8 +66,9 @@ impl Session {
         for tgid in new {
             let Some(lens) = &self.faults else { return Ok(()) };
             let scan = lens.scan(tgid, true)?;
-            self.settle_faults()?;
-            if let Some(lens) = &mut self.faults {
+            if self.settle_faults()?
+                && let Some(lens) = &mut self.faults
+            {
                 lens.begin(tgid, &scan);
             }
         }
@@ -75,19 +76,17 @@ impl Session {
     }
 
     /// Books what has happened until now. The ring is emptied before the faults are taken: what was touched before it moved
-    /// is known then.
-    pub(in crate::record) fn settle_faults(&mut self) -> Result<(), RecordError> {
+    /// is known then. False if it has to be done again, since a program did not get to the end of its event.
+    pub(in crate::record) fn settle_faults(&mut self) -> Result<bool, RecordError> {
         if self.faults.is_none() {
-            return Ok(());
+            return Ok(true);
         }
         let now_ns = clock::monotonic_ns();
-        self.drain_events()?;
+        let is_emptied = self.drain_written_events()?;
         let changes = std::mem::take(&mut self.fault_changes);
-        if let Some(lens) = &mut self.faults {
-            lens.take()?;
-            lens.apply(changes, now_ns);
-        }
-        Ok(())
+        let Some(lens) = &mut self.faults else { return Ok(true) };
+        lens.take()?;
+        Ok(lens.apply(changes, now_ns, is_emptied))
     }
 
     /// Looks at what is resident now, unless it has looked too much already. The last look is at all mappings.
@@ -104,8 +103,9 @@ impl Session {
             let Some(lens) = &self.faults else { break };
             let scan = lens.scan(tgid, is_last)?;
             // What is touched while it is read keeps its fault.
-            self.settle_faults()?;
-            if let Some(lens) = &mut self.faults {
+            if self.settle_faults()?
+                && let Some(lens) = &mut self.faults
+            {
                 lens.look(tgid, &scan, is_last);
             }
         }
