@@ -7,6 +7,7 @@
 
 mod case;
 mod faults;
+mod footprint;
 mod grid;
 mod result;
 mod server;

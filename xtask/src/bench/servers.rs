@@ -3,7 +3,6 @@
 //! A tracer that attaches is measured against the same process just before. What has to start the server itself (heaptrack,
 //! valgrind) is measured against the untraced ones of the same run.
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -14,6 +13,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::case::{self, Programs, Tracer};
+use super::footprint::{self, Footprint};
 use super::median;
 use super::server::{Answered, Running, Server};
 use crate::command::find_program;
@@ -101,19 +101,6 @@ impl Tool {
     }
 }
 
-/// What a recording took, beside the target's time.
-#[derive(Clone, Copy, Debug, Default)]
-struct Footprint {
-    attach_ms: f64,
-    detach_ms: f64,
-    /// Of the tracer itself, while it was there.
-    peak_rss_bytes: Option<u64>,
-    /// Of its BPF maps.
-    maps_bytes: Option<u64>,
-    capture_bytes: Option<u64>,
-    seconds: f64,
-}
-
 /// Samples of one tool on one server.
 pub struct Measured {
     server: Server,
@@ -171,7 +158,13 @@ impl Measured {
         let attach_ms = start.elapsed().as_secs_f64() * 1e3;
         running.load(SETTLE_SECONDS)?;
         let traced = running.load(SECONDS);
-        let (peak_rss_bytes, maps_bytes) = footprint(tracer.pid());
+        let (peak_rss_bytes, maps_bytes) = footprint::memory(tracer.pid());
+        let programs_share = match self.tool {
+            Tool::Offheap { .. } => footprint::programs_share(tracer.pid(), running.pid(), || {
+                running.load(SETTLE_SECONDS).map(drop)
+            })?,
+            _ => None,
+        };
         let seconds = start.elapsed().as_secs_f64();
         let end = Instant::now();
         tracer.detach()?;
@@ -183,6 +176,7 @@ impl Measured {
             detach_ms: end.elapsed().as_secs_f64() * 1e3,
             peak_rss_bytes,
             maps_bytes,
+            programs_share,
             capture_bytes: capture.ok().map(|data| data.len()),
             seconds,
         });
@@ -222,32 +216,15 @@ impl Measured {
     fn median_bytes(&self, value: impl Fn(&Footprint) -> Option<u64>) -> Option<f64> {
         median(&self.footprints.iter().filter_map(value).map(|bytes| bytes as f64).collect::<Vec<_>>())
     }
+
+    fn programs_share(&self) -> Option<f64> {
+        median(&self.footprints.iter().filter_map(|of| of.programs_share).collect::<Vec<_>>())
+    }
 }
 
 /// A server that a tracer has broken is worth more than its figures.
 fn still_answers(running: &Running) -> Result<()> {
     running.load(1).map(drop).context("the server does not answer after the tracer has gone")
-}
-
-/// Peak resident bytes of a process, and the bytes of its BPF maps as the kernel counts them; `None` of one that has ended.
-fn footprint(pid: u32) -> (Option<u64>, Option<u64>) {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse::<u64>().ok());
-    let mut seen = HashSet::new();
-    let mut maps_bytes = None;
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten() {
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
-        let field =
-            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
-        if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:"))
-            && seen.insert(id)
-        {
-            maps_bytes = Some(maps_bytes.unwrap_or(0) + bytes);
-        }
-    }
-    (kib.map(|kib| kib * 1024), maps_bytes)
 }
 
 /// A markdown table of the servers, and one of what offheap itself takes.
@@ -274,13 +251,14 @@ pub fn table(all: &[Measured]) -> String {
             number(Measured::p99_ms(&one.traced), 2),
         );
     }
-    table += "\n| server | tool | attach, ms | detach, ms | offheap peak RSS, MiB | BPF maps, MiB | capture, KiB | after, s |\n\
-              |---|---|---:|---:|---:|---:|---:|---:|\n";
+    table += "\n| server | tool | attach, ms | detach, ms | offheap peak RSS, MiB | BPF maps, MiB | capture, KiB | after, s | \
+              programs, % of the server's CPU time |\n\
+              |---|---|---:|---:|---:|---:|---:|---:|---:|\n";
     for one in all.iter().filter(|one| !one.footprints.is_empty()) {
         let mib = |value: Option<f64>| number(value.map(|bytes| bytes / 1_048_576.0), 0);
         let _ = writeln!(
             table,
-            "| {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             one.server.name(),
             one.tool.name(),
             number(one.median_of(|of| of.attach_ms), 0),
@@ -289,6 +267,7 @@ pub fn table(all: &[Measured]) -> String {
             mib(one.median_bytes(|of| of.maps_bytes)),
             number(one.median_bytes(|of| of.capture_bytes).map(|bytes| bytes / 1024.0), 0),
             number(one.median_of(|of| of.seconds), 0),
+            number(one.programs_share().map(|share| share * 100.0), 2),
         );
     }
     table
@@ -312,6 +291,7 @@ pub fn json(all: &[Measured]) -> Value {
             "maps_bytes": one.median_bytes(|of| of.maps_bytes),
             "capture_bytes": one.median_bytes(|of| of.capture_bytes),
             "recorded_seconds": one.median_of(|of| of.seconds),
+            "programs_share": one.programs_share(),
             "requests_per_second_all": one.traced.iter().map(|said| said.per_second).collect::<Vec<_>>(),
         })
     });

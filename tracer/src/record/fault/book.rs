@@ -12,6 +12,7 @@ use super::{
     area::{Area, AreaKind, area_of},
     chunk::{CHUNK_SHIFT, Chunk, bits, mask, split},
     pagemap::{PAGE_BYTES, PageRun, PageState},
+    range::Populated,
 };
 
 /// Uses kept of one site, the first ones seen.
@@ -71,16 +72,16 @@ struct Seen {
 /// The book.
 #[derive(Debug, Default)]
 pub struct PageBook {
-    chunks: BTreeMap<u64, Box<Chunk>>,
-    before: BTreeMap<u64, u64>,
+    pub(super) chunks: BTreeMap<u64, Box<Chunk>>,
+    pub(super) before: BTreeMap<u64, u64>,
     /// Of these, those that have moved here since the last look. Page tables that were read before do not show them.
-    moved_before: BTreeMap<u64, u64>,
+    pub(super) moved_before: BTreeMap<u64, u64>,
     /// From where pages have moved away since the last look. Page tables that were read before show them still.
-    moved_away: BTreeMap<u64, u64>,
-    populated: Vec<(u64, u64, u32)>,
+    pub(super) moved_away: BTreeMap<u64, u64>,
+    pub(super) populated: Vec<Populated>,
     sites: HashMap<u32, SitePages>,
-    level: u32,
-    held: u64,
+    pub(super) level: u32,
+    pub(super) held: u64,
     /// Resident pages at the begin; `None` before it.
     start_pages: Option<u64>,
 }
@@ -144,120 +145,12 @@ impl PageBook {
         }
     }
 
-    /// Memory has moved, with its pages, from `old` to `new` (first page, pages). What was at the new place has gone.
-    pub fn move_range(&mut self, old: (u64, u64), new: (u64, u64)) {
-        let pages = old.1.min(new.1);
-        let end = old.0.saturating_add(pages);
-        let (first, last) = (old.0 >> CHUNK_SHIFT, end.saturating_sub(1) >> CHUNK_SHIFT);
-        if pages == 0 {
-            return;
-        }
-        let mut moved = Vec::new();
-        for (number, chunk) in self.chunks.range_mut(first..=last) {
-            let taken = chunk.held() & mask(*number, old.0, end);
-            moved.extend(
-                bits(taken)
-                    .map(|index| ((number << CHUNK_SHIFT) + u64::from(index), Self::lift(chunk, index))),
-            );
-            chunk.forget(taken);
-            self.held -= u64::from(taken.count_ones());
-            *self.moved_away.entry(*number).or_default() |= taken;
-        }
-        self.chunks.retain(|number, chunk| !(first..=last).contains(number) || chunk.held() != 0);
-        let mut before = Vec::new();
-        for (number, word) in self.before.range_mut(first..=last) {
-            let taken = *word & mask(*number, old.0, end);
-            *word &= !taken;
-            *self.moved_away.entry(*number).or_default() |= taken;
-            before.extend(bits(taken).map(|index| (number << CHUNK_SHIFT) + u64::from(index)));
-        }
-        self.drop_range(new.0, new.0.saturating_add(new.1));
-        for page in before {
-            let (number, index) = split((page - old.0).saturating_add(new.0));
-            *self.before.entry(number).or_default() |= 1 << index;
-            *self.moved_before.entry(number).or_default() |= 1 << index;
-        }
-        for (page, lifted) in moved {
-            self.settle((page - old.0).saturating_add(new.0), lifted);
-        }
-    }
-
-    /// A range has gone. What was touched there and never seen came and went.
-    pub fn drop_range(&mut self, start: u64, end: u64) {
-        let (first, last) = (start >> CHUNK_SHIFT, end.saturating_sub(1) >> CHUNK_SHIFT);
-        if start >= end {
-            return;
-        }
-        let mut gone = Vec::new();
-        for (number, chunk) in self.chunks.range_mut(first..=last) {
-            let dropped = chunk.held() & mask(*number, start, end);
-            gone.extend(bits(dropped & chunk.booked).map(|index| (chunk.site(index), true)));
-            // What was only read may have been the page of zeroes.
-            let unseen = dropped & chunk.own & !chunk.booked & chunk.write;
-            gone.extend(bits(unseen).map(|index| (chunk.site(index), false)));
-            self.held -= u64::from(dropped.count_ones());
-            chunk.forget(dropped);
-        }
-        for (number, word) in self.before.range_mut(first..=last) {
-            *word &= !mask(*number, start, end);
-        }
-        for (site, is_booked) in gone {
-            if !is_booked {
-                self.allocate(site, 1);
-            }
-            self.free(site, 1);
-        }
-    }
-
-    /// One page as a chunk whose bit 0 it is.
-    fn lift(chunk: &Chunk, index: u32) -> Chunk {
-        let one = |word: u64| word >> index & 1;
-        let mut lifted = Chunk {
-            own: one(chunk.own),
-            claimed: one(chunk.claimed),
-            booked: one(chunk.booked),
-            write: one(chunk.write),
-            copied: one(chunk.copied),
-            swapped: one(chunk.swapped),
-            on_stack: one(chunk.on_stack),
-            ..Chunk::EMPTY
-        };
-        lifted.set_site(0, chunk.site(index));
-        lifted
-    }
-
-    fn settle(&mut self, page: u64, lifted: Chunk) {
-        let (number, index) = split(page);
-        if !is_admitted(page, self.level) {
-            // Another block, which is not looked at: as far as this one goes, it has gone.
-            self.free(lifted.site(0), lifted.booked);
-            return;
-        }
-        let chunk = self.chunks.entry(number).or_insert_with(|| Box::new(Chunk::EMPTY));
-        self.held += 1;
-        chunk.own |= lifted.own << index;
-        chunk.claimed |= lifted.claimed << index;
-        chunk.booked |= lifted.booked << index;
-        chunk.write |= lifted.write << index;
-        // The page tables may have been read before it moved.
-        chunk.fresh |= 1 << index;
-        chunk.copied |= lifted.copied << index;
-        chunk.swapped |= lifted.swapped << index;
-        chunk.on_stack |= lifted.on_stack << index;
-        chunk.set_site(index, lifted.site(0));
-    }
-
-    /// A range was made resident without faults; its pages are the site's if nobody else has them at the next look.
-    pub fn populate(&mut self, start: u64, end: u64, site: u32) {
-        self.populated.push((start, end, site));
-    }
-
     /// The blocks in which something is, as ranges of pages.
     pub fn ranges(&self) -> Vec<(u64, u64)> {
         let blocks = self.chunks.keys().map(|number| number >> (BLOCK_SHIFT - CHUNK_SHIFT));
         let blocks = blocks.map(|block| (block << BLOCK_SHIFT, (block + 1) << BLOCK_SHIFT));
         let mut all: Vec<(u64, u64)> =
-            blocks.chain(self.populated.iter().map(|(start, end, _)| (*start, *end))).collect();
+            blocks.chain(self.populated.iter().map(|range| (range.start, range.end))).collect();
         all.sort_unstable();
         let mut merged: Vec<(u64, u64)> = Vec::new();
         for (start, end) in all {
@@ -311,7 +204,7 @@ impl PageBook {
         }
         self.claim(&seen, areas);
         self.chunks.retain(|_, chunk| chunk.held() != 0);
-        self.populated.clear();
+        self.populated.retain_mut(|range| std::mem::take(&mut range.is_new));
         let looked = self.sum(&seen);
         self.moved_away.clear();
         looked
@@ -395,7 +288,7 @@ impl PageBook {
                 let Some(area) = area_of(areas, page) else { continue };
                 let is_file = seen.file >> index & 1 == 1;
                 let populated =
-                    self.populated.iter().rev().find(|(start, end, _)| (*start..*end).contains(&page));
+                    self.populated.iter().rev().find(|range| (range.start..range.end).contains(&page));
                 let near = || {
                     nearest(&faults, page, |fault| {
                         (area.start..area.end).contains(&fault.page) && (is_file || fault.is_write)
@@ -403,7 +296,7 @@ impl PageBook {
                 };
                 // The rest of a huge page below a stack pointer is stack as much as the page that was touched.
                 let near = || near().map(|fault| (fault.site, fault.on_stack));
-                if let Some((site, on_stack)) = populated.map(|range| (range.2, false)).or_else(near) {
+                if let Some((site, on_stack)) = populated.map(|range| (range.site, false)).or_else(near) {
                     claims.push((page, site, on_stack));
                 }
             }
@@ -526,14 +419,14 @@ impl PageBook {
         ranges
     }
 
-    fn allocate(&mut self, site: u32, pages: u64) {
+    pub(super) fn allocate(&mut self, site: u32, pages: u64) {
         let state = self.sites.entry(site).or_default();
         state.booked += pages;
         state.counters.allocated_count += pages << self.level;
         state.counters.allocated_bytes += (pages << self.level) * PAGE_BYTES;
     }
 
-    fn free(&mut self, site: u32, pages: u64) {
+    pub(super) fn free(&mut self, site: u32, pages: u64) {
         let state = self.sites.entry(site).or_default();
         state.booked = state.booked.saturating_sub(pages);
         state.counters.freed_count += pages << self.level;

@@ -157,6 +157,25 @@ fn what_was_populated_belongs_to_whoever_did() {
 }
 
 #[test]
+fn what_is_populated_while_the_tables_are_read_is_seen_by_the_next_look() {
+    let areas = [area(0, 2000, AreaKind::Anonymous)];
+    let mut book = PageBook::default();
+    book.begin(&areas, &[]);
+    book.populate(100, 200, 5);
+    look(&mut book, &areas, &[]);
+    // Half of it moves, a part of the other half has gone.
+    book.move_range((150, 50), (1000, 50));
+    book.drop_range(110, 120);
+    let there = [run(100, 150, PRESENT), run(1000, 1050, PRESENT)];
+    let looked = look(&mut book, &areas, &there);
+    assert_eq!((pages(&book, 5), looked.unattributed), ((90, 90), 10));
+    // By now it counts for nothing.
+    look(&mut book, &areas, &there);
+    let looked = look(&mut book, &areas, &[run(100, 150, PRESENT), run(1000, 1100, PRESENT)]);
+    assert_eq!((pages(&book, 5), looked.unattributed), ((90, 90), 60));
+}
+
+#[test]
 fn pages_move_with_their_memory() {
     let areas = [area(0, 2000, AreaKind::Anonymous)];
     let mut book = PageBook::default();

@@ -12,6 +12,7 @@ mod hooks;
 mod lens;
 mod order;
 mod pagemap;
+mod range;
 mod resident;
 mod state;
 mod summary;
