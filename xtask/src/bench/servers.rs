@@ -81,7 +81,9 @@ impl Tool {
                 vec![
                     program("valgrind")?,
                     "--tool=massif".to_owned(),
-                    format!("--massif-out-file={}", file("massif")),
+                    // The interpreter may be a script that executes another one.
+                    "--trace-children=yes".to_owned(),
+                    format!("--massif-out-file={}.%p", file("massif")),
                 ]
             }
         })
