@@ -164,7 +164,8 @@ fn a_child_that_has_not_started_yet() -> Result {
     let report = finished.report()?;
     ensure_only(&report, pid, "site_leak", (16, 2))?;
     let told = (report.loss("short-lived-child").0, report.loss("no-allocator").0);
-    ensure!(told == (1, 0), "{told:?}: {:?}", report.losses());
+    // If it got probes before its exec, it is no child that came too early.
+    ensure!(told.0 <= 1 && told.1 == 0, "{told:?}: {:?}", report.losses());
     Ok(())
 }
 

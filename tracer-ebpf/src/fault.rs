@@ -214,7 +214,13 @@ pub fn range_exit(ctx: &TracePointContext) {
 fn moved(caller: &Caller) {
     let [old_address, old_length, length, _] = caller.regs.system_call_arguments();
     let address = caller.regs.result();
-    if syscall::is_error(address) || address == old_address {
+    if syscall::is_error(address) {
+        return;
+    }
+    if address == old_address {
+        if length < old_length {
+            gone(caller, address.wrapping_add(length), old_length.wrapping_sub(length));
+        }
         return;
     }
     let mut event = caller.event(OPERATION_REMAP);

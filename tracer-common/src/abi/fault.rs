@@ -39,8 +39,8 @@ pub const FAULT_IN_KERNEL: u32 = 1 << 9;
 /// It is near the stack pointer.
 pub const FAULT_ON_STACK: u32 = 1 << 10;
 
-/// A [`super::MappingEvent`] follows: memory that moves, or that is made resident without faults. Operations are
-/// `OPERATION_REMAP` and `OPERATION_MAP`.
+/// A [`super::MappingEvent`] follows: memory that moves, that goes, or that is made resident without faults. Operations are
+/// `OPERATION_REMAP`, `OPERATION_UNMAP` and `OPERATION_MAP`.
 pub const EVENT_FAULT_RANGE: u32 = 6;
 /// Many pages wait for user space: [`super::EventHeader`] alone.
 pub const EVENT_FAULTS_PENDING: u32 = 7;

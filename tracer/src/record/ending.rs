@@ -37,6 +37,7 @@ impl Session {
 
     /// Takes the probes off, reads what is left, names the frames, closes the capture.
     pub(super) fn finish(mut self, reason: EndReason) -> Result<Outcome, RecordError> {
+        let stopped = Instant::now();
         // Before the probes go, which takes a while: all that is read is the state of now.
         self.programs.stop()?;
         self.end_windows();
@@ -53,7 +54,7 @@ impl Session {
         // Nobody is followed any more.
         self.options.follow = false;
         self.refresh()?;
-        self.doubt_starting();
+        self.doubt_starting(stopped);
         self.sample(elapsed, true)?;
         let running = self.running();
         self.memory_looks.look_into_heaps(&running, elapsed, &mut self.writer)?;

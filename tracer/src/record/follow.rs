@@ -29,7 +29,7 @@ use crate::{
     symbolize::PerfMapSource,
 };
 
-/// A process whose dynamic linker has mapped no library for longer than this does without any.
+/// A process whose dynamic linker has mapped no allocator for longer than this does without one.
 const LONGEST_START: Duration = Duration::from_secs(10);
 
 /// A process that was asked for.
@@ -374,11 +374,12 @@ impl Session {
     }
 
     /// The same of children that have only just executed a program when the recording ends.
-    pub(super) fn doubt_starting(&mut self) {
+    pub(super) fn doubt_starting(&mut self, stopped: Instant) {
         let is_starting = |member: &&Member| {
             !member.is_root
-                && member.absence == Some(Absence::Starting)
-                && member.began.elapsed() < LONGEST_START
+                // Libraries are mapped one after the other, the C library perhaps as the last one.
+                && matches!(member.absence, Some(Absence::Starting | Absence::Nothing))
+                && stopped.saturating_duration_since(member.began) < LONGEST_START
         };
         let starting: Vec<u32> =
             self.roster.alive().filter(is_starting).map(|member| member.tgid.get()).collect();

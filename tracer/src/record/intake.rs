@@ -29,6 +29,7 @@ pub(super) const REFRESH_PAUSE: Duration = Duration::from_millis(2);
 const REFRESH_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// How long a program may take to write an event: it can be preempted meanwhile.
 const WRITING: Duration = Duration::from_millis(10);
+const LOOK_AGAIN: Duration = Duration::from_micros(200);
 
 impl Session {
     pub(super) fn watch_fds(&self) -> std::io::Result<Vec<AsyncFd<OwnedFd>>> {
@@ -79,7 +80,8 @@ impl Session {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            std::thread::yield_now();
+            // The one that writes needs a CPU, this one perhaps.
+            std::thread::sleep(LOOK_AGAIN);
         }
     }
 
@@ -87,7 +89,11 @@ impl Session {
     pub(super) fn drain_events(&mut self) -> Result<(), RecordError> {
         self.programs.flush_log();
         let mut events = Vec::new();
-        while let Some(item) = self.programs.events.next() {
+        // What is written meanwhile is for the next time: programs may write faster than this reads.
+        let written = self.programs.events.written();
+        while !self.programs.events.has_read(written)
+            && let Some(item) = self.programs.events.next()
+        {
             events.extend(event::decode(&item));
         }
         let mut new = Vec::new();

@@ -12,7 +12,7 @@ use super::{
     area::{Area, AreaKind, area_of},
     chunk::{CHUNK_SHIFT, Chunk, bits, mask, split},
     pagemap::{PAGE_BYTES, PageRun, PageState},
-    range::Populated,
+    range::PopulatedRanges,
 };
 
 /// Uses kept of one site, the first ones seen.
@@ -76,9 +76,9 @@ pub struct PageBook {
     pub(super) before: BTreeMap<u64, u64>,
     /// Of these, those that have moved here since the last look. Page tables that were read before do not show them.
     pub(super) moved_before: BTreeMap<u64, u64>,
-    /// From where pages have moved away since the last look. Page tables that were read before show them still.
-    pub(super) moved_away: BTreeMap<u64, u64>,
-    pub(super) populated: Vec<Populated>,
+    /// Where pages have gone or moved away since the last look. Page tables that were read before show them still.
+    pub(super) gone_from: BTreeMap<u64, u64>,
+    pub(super) populated: PopulatedRanges,
     sites: HashMap<u32, SitePages>,
     pub(super) level: u32,
     pub(super) held: u64,
@@ -149,8 +149,13 @@ impl PageBook {
     pub fn ranges(&self) -> Vec<(u64, u64)> {
         let blocks = self.chunks.keys().map(|number| number >> (BLOCK_SHIFT - CHUNK_SHIFT));
         let blocks = blocks.map(|block| (block << BLOCK_SHIFT, (block + 1) << BLOCK_SHIFT));
-        let mut all: Vec<(u64, u64)> =
-            blocks.chain(self.populated.iter().map(|range| (range.start, range.end))).collect();
+        let mut all: Vec<(u64, u64)> = blocks
+            .chain(self.populated.iter().map(|range| {
+                // Whole blocks, so that many small ones side by side are read at once.
+                let last = range.end.saturating_sub(1) >> BLOCK_SHIFT;
+                (range.start >> BLOCK_SHIFT << BLOCK_SHIFT, (last + 1) << BLOCK_SHIFT)
+            }))
+            .collect();
         all.sort_unstable();
         let mut merged: Vec<(u64, u64)> = Vec::new();
         for (start, end) in all {
@@ -204,9 +209,9 @@ impl PageBook {
         }
         self.claim(&seen, areas);
         self.chunks.retain(|_, chunk| chunk.held() != 0);
-        self.populated.retain_mut(|range| std::mem::take(&mut range.is_new));
+        self.populated.were_seen();
         let looked = self.sum(&seen);
-        self.moved_away.clear();
+        self.gone_from.clear();
         looked
     }
 
@@ -214,7 +219,7 @@ impl PageBook {
     fn unowned(&self, number: u64, seen: &Seen) -> u64 {
         let of = |map: &BTreeMap<u64, u64>| map.get(&number).copied().unwrap_or(0);
         let held = self.chunks.get(&number).map_or(0, |chunk| chunk.held());
-        seen.resident & !held & !of(&self.before) & !of(&self.moved_away)
+        seen.resident & !held & !of(&self.before) & !of(&self.gone_from)
     }
 
     fn sum(&self, seen: &[(u64, Seen)]) -> Looked {
@@ -287,8 +292,7 @@ impl PageBook {
                 let page = base + u64::from(index);
                 let Some(area) = area_of(areas, page) else { continue };
                 let is_file = seen.file >> index & 1 == 1;
-                let populated =
-                    self.populated.iter().rev().find(|range| (range.start..range.end).contains(&page));
+                let populated = self.populated.site_of(page);
                 let near = || {
                     nearest(&faults, page, |fault| {
                         (area.start..area.end).contains(&fault.page) && (is_file || fault.is_write)
@@ -296,7 +300,7 @@ impl PageBook {
                 };
                 // The rest of a huge page below a stack pointer is stack as much as the page that was touched.
                 let near = || near().map(|fault| (fault.site, fault.on_stack));
-                if let Some((site, on_stack)) = populated.map(|range| (range.site, false)).or_else(near) {
+                if let Some((site, on_stack)) = populated.map(|site| (site, false)).or_else(near) {
                     claims.push((page, site, on_stack));
                 }
             }
@@ -384,7 +388,7 @@ impl PageBook {
         }
         self.before.clear();
         self.moved_before.clear();
-        self.moved_away.clear();
+        self.gone_from.clear();
         self.populated.clear();
         self.held = 0;
         // Nothing of the new program was there before.

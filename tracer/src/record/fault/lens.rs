@@ -49,9 +49,9 @@ pub struct Tracked {
     pub has_ended: bool,
 }
 
-/// How many times in a row events are left for the next time. A program that stands still for so long was killed, or the machine
-/// is beyond help: then what is known has to do.
-const MAX_DELAYS: u32 = 2;
+/// How long events are left for the next time. A program that takes longer to write one stands still with its CPU or its control
+/// group: then what is known has to do.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the page tables of a process say.
 #[derive(Debug, Default)]
@@ -71,7 +71,8 @@ pub struct FaultLens {
     max_pages: u64,
     level: u32,
     waiting: Waiting,
-    delays: u32,
+    /// Since when events wait for one that is being written.
+    waits_since: Option<Instant>,
     alive: BTreeMap<u32, Tracked>,
     ended: Vec<(u32, Tracked)>,
     next_look: Option<Instant>,
@@ -99,7 +100,7 @@ impl FaultLens {
             max_pages: u64::from(max_pages),
             level: 0,
             waiting: Waiting::default(),
-            delays: 0,
+            waits_since: None,
             alive: BTreeMap::new(),
             ended: Vec::new(),
             next_look: None,
@@ -144,11 +145,10 @@ impl FaultLens {
     pub fn apply(&mut self, changes: Vec<Change>, time_ns: u64, is_emptied: bool) -> bool {
         self.follow_level(self.state.level());
         self.waiting.add_changes(changes);
-        if !is_emptied && self.delays < MAX_DELAYS {
-            self.delays += 1;
+        if !is_emptied && self.waits_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
             return false;
         }
-        self.delays = 0;
+        self.waits_since = None;
         for happened in self.waiting.take_before(time_ns) {
             match happened {
                 Happened::Fault(key, fault) => self.book_of(key.tgid).fault(key.page, &fault),
@@ -233,8 +233,8 @@ impl FaultLens {
             let first = areas.partition_point(|area| area.end <= *start);
             for area in areas.iter().skip(first).take_while(|area| area.start < *end) {
                 let (start, end) = (area.start.max(*start), area.end.min(*end));
-                if is_whole && !pagemap.skips_holes() && end - start > MAX_HOLES_PAGES {
-                    scan.unseen_bytes += (end - start) * PAGE_BYTES;
+                if !pagemap.skips_holes() && end - start > MAX_HOLES_PAGES {
+                    scan.unseen_bytes += if is_whole { (end - start) * PAGE_BYTES } else { 0 };
                     continue;
                 }
                 pagemap.read(start, end, &mut scan.runs).map_err(failed)?;

@@ -66,9 +66,8 @@ impl Session {
         for tgid in new {
             let Some(lens) = &self.faults else { return Ok(()) };
             let scan = lens.scan(tgid, true)?;
-            if self.settle_faults()?
-                && let Some(lens) = &mut self.faults
-            {
+            self.settle_all_faults()?;
+            if let Some(lens) = &mut self.faults {
                 lens.begin(tgid, &scan);
             }
         }
@@ -89,9 +88,20 @@ impl Session {
         Ok(lens.apply(changes, now_ns, is_emptied))
     }
 
+    /// The same where there is no next time.
+    fn settle_all_faults(&mut self) -> Result<(), RecordError> {
+        // The lens gives up waiting in the end.
+        while !self.settle_faults()? {}
+        Ok(())
+    }
+
     /// Looks at what is resident now, unless it has looked too much already. The last look is at all mappings.
     pub(in crate::record) fn look_at_faults(&mut self, is_last: bool) -> Result<(), RecordError> {
-        self.settle_faults()?;
+        if is_last {
+            self.settle_all_faults()?;
+        } else if !self.settle_faults()? {
+            return Ok(());
+        }
         self.begin_faults()?;
         let Some(lens) = &mut self.faults else { return Ok(()) };
         lens.retain(|tgid| self.roster.contains(tgid));
@@ -103,9 +113,8 @@ impl Session {
             let Some(lens) = &self.faults else { break };
             let scan = lens.scan(tgid, is_last)?;
             // What is touched while it is read keeps its fault.
-            if self.settle_faults()?
-                && let Some(lens) = &mut self.faults
-            {
+            self.settle_all_faults()?;
+            if let Some(lens) = &mut self.faults {
                 lens.look(tgid, &scan, is_last);
             }
         }
@@ -117,7 +126,7 @@ impl Session {
 
     /// A process has ended.
     pub(in crate::record) fn end_faults(&mut self, tgid: u32) -> Result<(), RecordError> {
-        self.settle_faults()?;
+        self.settle_all_faults()?;
         if let Some(lens) = &mut self.faults {
             lens.end(tgid);
         }
