@@ -10,7 +10,7 @@
  *   cache      grows evenly for 6 s, then is level, one page replaced by another
  *   saw        rises by 16 MiB every 2400 ms and falls back to the same floor
  *   saw-leak   the same, and keeps 1.5 MiB of each cycle
- *   shrink     begins with 64 MiB and gives 50 KiB back every 20 ms
+ *   shrink     begins with 96 MiB and gives 50 KiB back every 20 ms
  *   level      stays
  */
 #include <sys/mman.h>
@@ -56,7 +56,7 @@ static size_t wanted(const char *kind, unsigned long ms)
         return base + rising * (16 * mib / 1500) + ms / 2400 * (3 * mib / 2);
     if (!strcmp(kind, "shrink")) {
         unsigned long gone = ms / STEP_MS * (50 << 10);
-        return gone < 64 * mib ? base + 64 * mib - gone : base;
+        return gone < 96 * mib ? base + 96 * mib - gone : base;
     }
     MUST(!strcmp(kind, "level"));
     return base;
