@@ -8,7 +8,6 @@ use std::{
     ptr::{self, NonNull},
 };
 
-use aya::maps::MapData;
 use aya_obj::generated::bpf_prog_info;
 use tracer_common::abi::{Plain, SiteCounters, SiteLifetimes};
 
@@ -37,7 +36,7 @@ impl<T: Plain> MappedArray<T> {
     ///
     /// # Errors
     /// [`RecordError::MapCall`].
-    pub fn map(map: &MapData, name: &'static str, count: u32) -> Result<Self, RecordError> {
+    pub fn map(map: &impl AsFd, name: &'static str, count: u32) -> Result<Self, RecordError> {
         Self::map_with(map, name, count, rustix::mm::ProtFlags::READ)
     }
 
@@ -45,13 +44,13 @@ impl<T: Plain> MappedArray<T> {
     ///
     /// # Errors
     /// [`RecordError::MapCall`].
-    pub fn map_shared(map: &MapData, name: &'static str, count: u32) -> Result<Self, RecordError> {
+    pub fn map_shared(map: &impl AsFd, name: &'static str, count: u32) -> Result<Self, RecordError> {
         let both = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
         Self::map_with(map, name, count, both)
     }
 
     fn map_with(
-        map: &MapData,
+        map: &impl AsFd,
         name: &'static str,
         count: u32,
         protection: rustix::mm::ProtFlags,
@@ -62,14 +61,7 @@ impl<T: Plain> MappedArray<T> {
         let bytes = (count * size_of::<T>()).next_multiple_of(rustix::param::page_size());
         // SAFETY: a fresh mapping, nothing else is at that address.
         let base = unsafe {
-            rustix::mm::mmap(
-                ptr::null_mut(),
-                bytes,
-                protection,
-                rustix::mm::MapFlags::SHARED,
-                map.fd().as_fd(),
-                0,
-            )
+            rustix::mm::mmap(ptr::null_mut(), bytes, protection, rustix::mm::MapFlags::SHARED, map.as_fd(), 0)
         }
         .map_err(|errno| failed(errno.into()))?;
         let base = NonNull::new(base.cast()).ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;

@@ -28,7 +28,7 @@ impl LiveBlocks {
     /// # Errors
     /// [`RecordError::MapCall`].
     pub fn new(buckets: &MapData, size: TableSize, spilled: MapData) -> Result<Self, RecordError> {
-        let map = || MappedArray::map_shared(buckets, "BUCKETS", size.buckets);
+        let map = || MappedArray::map_shared(buckets.fd(), "BUCKETS", size.buckets);
         Ok(Self { buckets: (size.buckets > 0).then(map).transpose()?, spilled })
     }
 

@@ -226,8 +226,8 @@ impl Programs {
         let mut programs = Self {
             new_task: None,
             logger,
-            sites: MappedArray::map(&counters, "SITES", options.limits.max_sites)?,
-            lifetimes: MappedArray::map(&lifetimes, "LIFETIMES", options.limits.max_sites)?,
+            sites: MappedArray::map(counters.fd(), "SITES", options.limits.max_sites)?,
+            lifetimes: MappedArray::map(lifetimes.fd(), "LIFETIMES", options.limits.max_sites)?,
             blocks: LiveBlocks::new(&buckets, size, spilled)?,
             _mapped: [counters, lifetimes, buckets],
             site_count: typed(&mut bpf, "SITE_COUNT")?,

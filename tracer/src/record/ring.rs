@@ -1,15 +1,16 @@
 //! The ring of events, and how far it has been written and read.
 
 use std::{
-    io,
     os::fd::{AsFd, BorrowedFd},
-    ptr::{self, NonNull},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use aya::maps::{MapData, RingBuf, ring_buf::RingBufItem};
 
-use super::RecordError;
+use super::{RecordError, kernel_map::MappedArray};
+
+/// Words of a page: recording needs pages of 4 KiB.
+const WORDS_PER_PAGE: u32 = 4096 / 8;
 
 /// A ring whose positions can be seen. An event that a program is just writing ends what can be read, though later ones may be
 /// complete behind it; so that nothing more can be read does not say that all was read that had been written.
@@ -17,12 +18,8 @@ pub struct EventRing {
     ring: RingBuf<MapData>,
     /// Two pages that the kernel lets anybody read who has the map: the reader's position at the begin of the first one, the
     /// writers' at the begin of the second one (kernel/bpf/ringbuf.c, `struct bpf_ringbuf`).
-    positions: NonNull<AtomicU64>,
-    page_bytes: usize,
+    positions: MappedArray<u64>,
 }
-
-// SAFETY: the mapping belongs to no thread, and is only read, atomically.
-unsafe impl Send for EventRing {}
 
 impl EventRing {
     /// Maps the positions.
@@ -30,17 +27,8 @@ impl EventRing {
     /// # Errors
     /// [`RecordError::MapCall`].
     pub fn map(ring: RingBuf<MapData>) -> Result<Self, RecordError> {
-        use rustix::mm::{MapFlags, ProtFlags, mmap};
-        let failed = |source| RecordError::MapCall { operation: "mmap", map: "EVENTS", source };
-        let page_bytes = rustix::param::page_size();
-        // SAFETY: a fresh mapping, nothing else is at that address.
-        let base = unsafe {
-            mmap(ptr::null_mut(), 2 * page_bytes, ProtFlags::READ, MapFlags::SHARED, ring.as_fd(), 0)
-        };
-        let base = base.map_err(|errno| failed(errno.into()))?;
-        let positions =
-            NonNull::new(base.cast()).ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
-        Ok(Self { ring, positions, page_bytes })
+        let positions = MappedArray::map(&ring, "EVENTS", 2 * WORDS_PER_PAGE)?;
+        Ok(Self { ring, positions })
     }
 
     /// The next event that is complete.
@@ -48,9 +36,10 @@ impl EventRing {
         self.ring.next()
     }
 
-    fn position(&self, page: usize) -> u64 {
-        // SAFETY: the begin of one of the two pages of the mapping, which lives as long as `self`; aligned, and only read.
-        unsafe { self.positions.byte_add(page * self.page_bytes).as_ref() }.load(Ordering::Acquire)
+    fn position(&self, page: u32) -> u64 {
+        let place = self.positions.place(page * WORDS_PER_PAGE);
+        // SAFETY: within the mapping, which lives as long as `self`; aligned, and only read, by an atomic load.
+        place.map_or(0, |place| unsafe { AtomicU64::from_ptr(place) }.load(Ordering::Acquire))
     }
 
     /// How far programs have written, or are writing.
@@ -67,12 +56,5 @@ impl EventRing {
 impl AsFd for EventRing {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
-    }
-}
-
-impl Drop for EventRing {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `map`, of that size.
-        let _ = unsafe { rustix::mm::munmap(self.positions.as_ptr().cast(), 2 * self.page_bytes) };
     }
 }
